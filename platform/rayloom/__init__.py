@@ -1,0 +1,1 @@
+"""Rayloom: fine-tune, measure and serve text-generation models on Ray."""

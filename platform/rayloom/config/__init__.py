@@ -1,0 +1,43 @@
+"""What a user may write: frozen pydantic sections that refuse unknown keys. No torch, no ray."""
+
+from rayloom.config.dataset import DatasetConfig
+from rayloom.config.evaluation import EvaluationConfig
+from rayloom.config.generation import GenerationConfig
+from rayloom.config.loading import (
+    config_hash,
+    dump_yaml,
+    json_schema,
+    load_job,
+    load_run_config,
+    load_section,
+    validate,
+)
+from rayloom.config.model import LoraConfig, ModelConfig, RandomInit, TaskType
+from rayloom.config.run import EvaluateJob, OutputConfig, RunConfig
+from rayloom.config.serving import AutoscalingConfig, ServingConfig
+from rayloom.config.training import DistributedConfig, Precision, TrainingConfig
+
+__all__ = [
+    "AutoscalingConfig",
+    "DatasetConfig",
+    "DistributedConfig",
+    "EvaluateJob",
+    "EvaluationConfig",
+    "GenerationConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "Precision",
+    "RandomInit",
+    "RunConfig",
+    "ServingConfig",
+    "TaskType",
+    "TrainingConfig",
+    "config_hash",
+    "dump_yaml",
+    "json_schema",
+    "load_job",
+    "load_run_config",
+    "load_section",
+    "validate",
+]

@@ -1,0 +1,58 @@
+"""Config of the Serve application: the ``args`` of a file in ``serve_configs/``."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from rayloom.config.base import Section
+
+
+class AutoscalingConfig(Section):
+    """Ray Serve's autoscaling, by its own names."""
+
+    min_replicas: int = Field(1, ge=0)
+    """Replicas when idle."""
+    initial_replicas: int | None = Field(None, ge=0)
+    """Replicas at the start."""
+    max_replicas: int = Field(1, ge=1)
+    """Most replicas."""
+    target_ongoing_requests: float = Field(16.0, gt=0.0)
+    """Requests in flight per replica that scaling aims at."""
+    upscale_delay_s: float = Field(10.0, ge=0.0)
+    """Seconds of overload before a replica is added."""
+    downscale_delay_s: float = Field(120.0, ge=0.0)
+    """Seconds of idleness before one is taken away."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} exceeds max_replicas {self.max_replicas}")
+        return self
+
+
+class ServingConfig(Section):
+    """One served model."""
+
+    artifact: str
+    """Folder or URI of the artifact."""
+    num_cpus: float = Field(1.0, ge=0.0)
+    """CPUs per replica."""
+    num_gpus: float = Field(0.0, ge=0.0)
+    """GPUs per replica."""
+    autoscaling: AutoscalingConfig = Field(default_factory=AutoscalingConfig)
+    max_batch_size: int = Field(16, ge=1)
+    """Most requests that are generated together."""
+    batch_wait_timeout_s: float = Field(0.01, ge=0.0)
+    """Seconds to wait for more requests before a batch starts."""
+    max_queued_requests: int = Field(256, ge=-1)
+    """Requests that may wait for a replica; more are refused with 503. -1 for no bound."""
+    request_timeout_s: float = Field(120.0, gt=0.0)
+    """Seconds after which an unanswered request ends with 504."""
+    max_prompt_chars: int = Field(100_000, ge=1)
+    """Longest accepted prompt or context."""
+    generation: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the artifact's generation parameters."""
+    replay_golden: bool = True
+    """Replay the golden prompts before a replica takes traffic."""
