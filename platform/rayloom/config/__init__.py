@@ -4,6 +4,7 @@ from rayloom.config.dataset import DatasetConfig
 from rayloom.config.evaluation import EvaluationConfig
 from rayloom.config.generation import GenerationConfig
 from rayloom.config.loading import (
+    build_section,
     config_hash,
     dump_yaml,
     json_schema,
@@ -13,6 +14,7 @@ from rayloom.config.loading import (
     validate,
 )
 from rayloom.config.model import LoraConfig, ModelConfig, RandomInit, TaskType
+from rayloom.config.problems import nearest
 from rayloom.config.run import EvaluateJob, OutputConfig, RunConfig
 from rayloom.config.serving import AutoscalingConfig, ServingConfig
 from rayloom.config.training import DistributedConfig, Precision, TrainingConfig
@@ -33,11 +35,13 @@ __all__ = [
     "ServingConfig",
     "TaskType",
     "TrainingConfig",
+    "build_section",
     "config_hash",
     "dump_yaml",
     "json_schema",
     "load_job",
     "load_run_config",
     "load_section",
+    "nearest",
     "validate",
 ]

@@ -13,7 +13,8 @@ class DatasetConfig(Section):
     """Rows, columns and lengths."""
 
     name: str | None = None
-    """A Hugging Face ``datasets`` name (``wikitext``) or a folder saved with ``save_to_disk``; instead of files."""
+    """A Hugging Face ``datasets`` name (``wikitext``) or a folder saved with ``save_to_disk``;
+    instead of files."""
     subset: str | None = None
     """Configuration name of the hub dataset (``wikitext-2-raw-v1``)."""
     train_file: str | None = None

@@ -22,5 +22,5 @@ class EvaluationConfig(Section):
     """Best and worst predictions that the report shows."""
     latency_prompts: int = Field(16, ge=0)
     """Prompts that latency (p50, p95) and throughput are measured on; 0 to skip."""
-    throughput_batch_sizes: list[int] = Field(default_factory=lambda: [1, 4, 16])
+    throughput_batch_sizes: list[int] = [1, 4, 16]
     """Batch sizes that prompts per second are measured at."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from rayloom.config.base import Section
+from rayloom.config.problems import nearest
 
 
 class GenerationConfig(Section):
@@ -17,8 +18,8 @@ class GenerationConfig(Section):
     min_new_tokens: int | None = Field(None, ge=0)
     """Fewest tokens to generate before the end of sequence may come."""
     max_length: int | None = Field(None, ge=1)
-    """As transformers has it: prompt and answer together for causal models, the answer with its start token for
-    seq2seq ones. max_new_tokens goes before it."""
+    """As transformers has it: prompt and answer together for causal models, the answer with its start token
+    for seq2seq ones. max_new_tokens goes before it."""
     min_length: int | None = Field(None, ge=0)
     """Counted as max_length."""
     do_sample: bool = False
@@ -44,7 +45,8 @@ class GenerationConfig(Section):
     diversity_penalty: float = Field(0.0, ge=0.0)
     """Diverse beam search: what a token costs that another group took at the same step."""
     early_stopping: bool | str = False
-    """Beams: stop at num_beams finished ones (true), by a heuristic (false), or ``never`` before no better can come."""
+    """Beams: stop at num_beams finished ones (true), by a heuristic (false), or ``never`` before no
+    better can come."""
     length_penalty: float = 1.0
     """Beams: exponent on the length that the score is divided by."""
     repetition_penalty: float | None = Field(None, gt=0.0)
@@ -94,7 +96,7 @@ class GenerationConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problem = _sampling_problem(self) or _beam_problem(self)
+        problem = _length_problem(self) or _sampling_problem(self) or _beam_problem(self)
         if problem:
             raise ValueError(problem)
         return self
@@ -104,11 +106,39 @@ class GenerationConfig(Section):
 
         Args:
             changes: Parameters by name. None resets one to its default.
+
+        Raises:
+            pydantic.ValidationError: An unknown parameter, a bad value, or a contradiction.
         """
+        kept = self.model_dump(exclude_unset=True)
         if "num_generations" in changes:
-            changes["num_return_sequences"] = changes.pop("num_generations")
-        kept = self.model_dump(exclude_unset=True) | changes
-        return GenerationConfig.model_validate({key: value for key, value in kept.items() if value is not None})
+            kept.pop("num_return_sequences", None)
+        kept |= changes
+        return GenerationConfig.model_validate(
+            {key: value for key, value in kept.items() if value is not None}
+        )
+
+
+def _known_parameters(values: dict[str, Any]) -> dict[str, Any]:
+    known = [*GenerationConfig.model_fields, "num_generations"]
+    for name in values:
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"; did you mean '{near}'?" if near else ""
+            raise ValueError(f"'{name}' is not a generation parameter{hint}")
+    return values
+
+
+GenerationChanges = Annotated[dict[str, Any], AfterValidator(_known_parameters)]
+"""Changes to an artifact's own parameters: names are checked here, values once both are merged."""
+
+
+def _length_problem(config: GenerationConfig) -> str | None:
+    for least, most in (("min_new_tokens", "max_new_tokens"), ("min_length", "max_length")):
+        low, high = getattr(config, least), getattr(config, most)
+        if low is not None and high is not None and low > high:
+            return f"{least} {low} exceeds {most} {high}"
+    return None
 
 
 _SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "eta_cutoff", "epsilon_cutoff")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import types
-import typing
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,11 +13,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rayloom.config.base import Section
+from rayloom.config.problems import Lines, Location, config_error, dotted
 from rayloom.config.run import EvaluateJob, RunConfig
 from rayloom.errors import ConfigError
 
 SectionT = TypeVar("SectionT", bound=Section)
-Lines = dict[tuple[str | int, ...], int]
 
 _PATH_KEYS = (("dataset", "train_file"), ("dataset", "validation_file"), ("dataset", "test_file"))
 
@@ -40,7 +38,9 @@ def load_run_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfi
 def load_job(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig | EvaluateJob:
     """Read a file from ``jobs/``: an evaluation if it names an artifact, else a training run."""
     values, _ = read_yaml(Path(path))
-    return load_section(EvaluateJob if "artifact" in values else RunConfig, path, overrides)
+    if "artifact" in values:
+        return load_section(EvaluateJob, path, overrides)
+    return load_section(RunConfig, path, overrides)
 
 
 def load_section(kind: type[SectionT], path: Path | str, overrides: Sequence[str] = ()) -> SectionT:
@@ -48,10 +48,20 @@ def load_section(kind: type[SectionT], path: Path | str, overrides: Sequence[str
     path = Path(path)
     values, lines = read_yaml(path)
     for override in overrides:
-        _apply_override(values, override)
+        lines[_apply_override(values, override)] = 0
     for keys in _PATH_KEYS:
         _anchor_path(values, keys, path.resolve().parent)
     return validate(kind, values, path=path, lines=lines)
+
+
+def build_section(kind: type[SectionT], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> SectionT:
+    """A section from values at hand, such as command line arguments, with ``a.b=c`` overrides on top."""
+    merged, lines = dict(values), Lines()
+    for override in overrides:
+        lines[_apply_override(merged, override)] = 0
+    for keys in _PATH_KEYS:
+        _anchor_path(merged, keys, Path.cwd())
+    return validate(kind, merged, lines=lines)
 
 
 def validate(
@@ -61,7 +71,7 @@ def validate(
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise _config_error(kind, error, path, lines or {}) from None
+        raise config_error(kind, error, path, lines or {}) from None
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
@@ -77,12 +87,14 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read as UTF-8 text: {error}", path=path) from None
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
         lines = _key_lines(node, path) if node else {}
-        values = yaml.safe_load(text)
+        values = _parse(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError(f"not valid YAML: {error.problem}", path=path, line=line) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}", path=path) from None
     if not isinstance(values, dict):
         raise ConfigError("expected a mapping such as 'model: …' at the top", path=path, line=1)
     return values, lines
@@ -103,13 +115,28 @@ def dump_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _key_lines(node: yaml.Node, path: Path, at: tuple[str | int, ...] = ()) -> Lines:
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which ``1e-4`` is a number, as in YAML 1.2; PyYAML takes it for a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _key_lines(node: yaml.Node, path: Path, at: Location = ()) -> Lines:
     lines: Lines = {}
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             key = (*at, str(key_node.value))
             if key in lines:
-                raise ConfigError("this key stands twice", path=path, line=key_node.start_mark.line + 1, key=_dots(key))
+                raise ConfigError(
+                    "this key stands twice", path=path, line=key_node.start_mark.line + 1, key=dotted(key)
+                )
             lines[key] = key_node.start_mark.line + 1
             lines |= _key_lines(value_node, path, key)
     elif isinstance(node, yaml.SequenceNode):
@@ -119,12 +146,12 @@ def _key_lines(node: yaml.Node, path: Path, at: tuple[str | int, ...] = ()) -> L
     return lines
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str) -> Location:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {override!r}: expected a.b=c, such as training.num_epochs=1")
     try:
-        value = yaml.safe_load(text)
+        value = _parse(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
     *parents, last = key.strip().split(".")
@@ -135,6 +162,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[parent] = dict(inner or {})
         values = values[parent]
     values[last] = value
+    return (*parents, last)
 
 
 def _anchor_path(values: dict[str, Any], keys: tuple[str, str], folder: Path) -> None:
@@ -143,62 +171,3 @@ def _anchor_path(values: dict[str, Any], keys: tuple[str, str], folder: Path) ->
         text = section[keys[1]]
         if "://" not in text:
             section[keys[1]] = str(folder / text)
-
-
-def _config_error(kind: type[Section], error: ValidationError, path: Path | None, lines: Lines) -> ConfigError:
-    problem = error.errors(include_url=False)[0]
-    location = tuple(part for part in problem["loc"] if _is_key(part))
-    line = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), None)
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        message = _unknown_key(kind, location)
-    elif problem["type"] == "missing":
-        message = "this key is required"
-    elif not isinstance(problem["input"], dict | list):
-        message = f"{message[0].lower()}{message[1:]} (got {problem['input']!r})"
-    return ConfigError(message, path=path, line=line, key=_dots(location) or None)
-
-
-def _is_key(part: str | int) -> bool:
-    # pydantic puts the members of a union into the location ("literal['auto']", "list[str]", "bool").
-    return isinstance(part, int) or part.isidentifier() and part not in {"bool", "int", "float", "str", "list", "dict"}
-
-
-def _unknown_key(kind: type[Section], location: tuple[str | int, ...]) -> str:
-    known = list(_fields_at(kind, location[:-1]))
-    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-    if near:
-        return f"unknown key; did you mean '{near[0]}'?"
-    elsewhere = [name for name, field in kind.model_fields.items() if location[-1] in _sub_fields(field.annotation)]
-    if elsewhere:
-        return f"unknown key here; it belongs under '{elsewhere[0]}'"
-    return f"unknown key; known here: {', '.join(known)}"
-
-
-def _fields_at(kind: type[BaseModel], location: Sequence[str | int]) -> Sequence[str]:
-    fields: Sequence[str] = list(kind.model_fields)
-    annotation: Any = kind
-    for part in location:
-        section = _section_in(annotation)
-        field = section.model_fields.get(str(part)) if section else None
-        annotation = field.annotation if field else None
-        fields = _sub_fields(annotation)
-    return fields
-
-
-def _sub_fields(annotation: Any) -> Sequence[str]:
-    section = _section_in(annotation)
-    return list(section.model_fields) if section else []
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, also where it may be None."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next((found for arg in typing.get_args(annotation) if (found := _section_in(arg))), None)
-    return None
-
-
-def _dots(location: Sequence[str | int]) -> str:
-    return ".".join(str(part) for part in location)

@@ -8,7 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from rayloom.config.base import Section
 
-TaskType = Literal["question-answering", "summarization", "translation", "language-modeling", "instruction", "chat"]
+TaskType = Literal[
+    "question-answering", "summarization", "translation", "language-modeling", "instruction", "chat"
+]
 GenerationType = Literal["auto", "seq2seq", "causal"]
 
 _GENERATION_ALIASES = {"text2text": "seq2seq", "text2text-generation": "seq2seq", "text-generation": "causal"}
@@ -32,12 +34,15 @@ class RandomInit(Section):
     vocab_size: int = Field(4000, ge=300)
     """Size of the byte-level BPE tokenizer that is trained on the train rows."""
     options: dict[str, bool | int | float | str | list[int]] = Field(default_factory=dict)
-    """Further fields of the family's transformers configuration, such as ``window_size`` or ``feed_forward_proj``."""
+    """Further fields of the family's transformers configuration, such as ``window_size`` or
+    ``feed_forward_proj``."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
         return self
 
 
@@ -45,8 +50,8 @@ class ModelConfig(Section):
     """Which model, for which task."""
 
     name: str = Field(min_length=1)
-    """Hub name (``t5-small``), local folder, or ``package:PACKAGE/FILE.gguf`` for a GGUF file inside an installed
-    Python package. With ``random_init`` just a label."""
+    """Hub name (``t5-small``), local folder, or ``package:PACKAGE/FILE.gguf`` for a GGUF file inside an
+    installed Python package. With ``random_init`` just a label."""
     task_type: TaskType = "question-answering"
     """What the rows are: decides the prompt template and the columns needed."""
     generation_type: GenerationType = "auto"
@@ -66,7 +71,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.random_init and self.revision:
-            raise ValueError("revision names hub weights, random_init asks for random ones: give one of the two")
+            raise ValueError(
+                "revision names hub weights, random_init asks for random ones: give one of the two"
+            )
         if self.random_init and self.generation_type != "auto":
             wanted = "seq2seq" if self.random_init.family == "t5" else "causal"
             if self.generation_type != wanted:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rayloom.config.base import Section
 from rayloom.config.dataset import DatasetConfig
 from rayloom.config.evaluation import EvaluationConfig
-from rayloom.config.generation import GenerationConfig
+from rayloom.config.generation import GenerationChanges, GenerationConfig
 from rayloom.config.model import LoraConfig, ModelConfig
 from rayloom.config.training import DistributedConfig, TrainingConfig
 
@@ -20,7 +20,8 @@ class OutputConfig(Section):
     storage_path: str = "runs"
     """Folder or URI (``s3://…``) for checkpoints and runs. Relative paths start at the working folder."""
     run_name: str | None = None
-    """Name of the run. A name that exists is resumed with ``rayloom train --resume``; a dated one where not given."""
+    """Name of the run. A name that exists is resumed with ``rayloom train --resume``; a dated one where not
+    given."""
     artifact_path: str | None = None
     """Folder or URI of the finished artifact; ``<storage_path>/<run_name>/artifact`` where not given."""
 
@@ -42,7 +43,9 @@ class RunConfig(Section):
         if self.model.generation_type == "seq2seq" and self.model.task_type in ("language-modeling", "chat"):
             raise ValueError(f"task_type '{self.model.task_type}' needs a causal model, not a seq2seq one")
         if self.model.task_type == "language-modeling" and self.training.metric_for_best != "loss":
-            raise ValueError("language modelling has no references to compare with: metric_for_best must be 'loss'")
+            raise ValueError(
+                "language modelling has no references to compare with: metric_for_best must be 'loss'"
+            )
         return self
 
 
@@ -53,9 +56,9 @@ class EvaluateJob(Section):
     """Folder or URI of the artifact."""
     dataset: DatasetConfig | None = None
     """Other rows than those of the artifact's own run."""
-    splits: list[Literal["train", "validation", "test"]] = Field(default_factory=lambda: ["validation", "test"])
+    splits: list[Literal["train", "validation", "test"]] = ["validation", "test"]
     """Splits to measure."""
-    generation: dict[str, object] = Field(default_factory=dict)
+    generation: GenerationChanges = Field(default_factory=dict)
     """Changes to the artifact's generation parameters."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     output: str = "reports"

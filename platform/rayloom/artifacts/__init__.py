@@ -1,0 +1,33 @@
+"""The finished product of a run: a folder that says all that is needed to use the model. No torch, no ray."""
+
+from rayloom.artifacts.card import model_card
+from rayloom.artifacts.manifest import (
+    BASE_FOLDER,
+    FORMAT_VERSION,
+    BaseModelRef,
+    FileEntry,
+    GoldenCase,
+    Limits,
+    Manifest,
+)
+from rayloom.artifacts.opening import Artifact, ListedArtifact, list_artifacts, open_artifact
+from rayloom.artifacts.publishing import publish
+from rayloom.artifacts.storage import cache_root, publish_folder
+
+__all__ = [
+    "BASE_FOLDER",
+    "FORMAT_VERSION",
+    "Artifact",
+    "BaseModelRef",
+    "FileEntry",
+    "GoldenCase",
+    "Limits",
+    "ListedArtifact",
+    "Manifest",
+    "cache_root",
+    "list_artifacts",
+    "model_card",
+    "open_artifact",
+    "publish",
+    "publish_folder",
+]

@@ -1,0 +1,46 @@
+"""All commands, and how their errors end."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from rayloom.cli.config import config_app
+from rayloom.cli.doctor import doctor
+from rayloom.cli.evaluate import evaluate
+from rayloom.cli.generate import generate
+from rayloom.cli.init import init
+from rayloom.cli.serve import serve
+from rayloom.cli.submit import submit
+from rayloom.cli.train import train
+from rayloom.errors import RayloomError
+
+app = typer.Typer(
+    name="rayloom",
+    help="Fine-tune, measure and serve text-generation models (T5, GPT-2 / GPT-Neo, LLaMA + LoRA) on Ray.\n\n"
+    "Start with: rayloom init qa --model t5-small --task question-answering",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(init)
+app.command()(doctor)
+app.command()(train)
+app.command()(evaluate)
+app.command()(generate)
+app.command()(serve)
+app.command()(submit)
+app.add_typer(config_app, name="config")
+
+
+def main() -> None:
+    """Entry point: our own errors become one clear message and an exit code (2 for what the caller can mend)."""
+    try:
+        app()
+    except RayloomError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(error.exit_code)

@@ -1,0 +1,241 @@
+"""``rayloom doctor``: what a run will need, and what is wrong with it, before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rayloom.cli.options import ConfigPath, Overrides
+
+if TYPE_CHECKING:
+    from rayloom.config import RunConfig
+    from rayloom.data import Columns, Row
+    from rayloom.models.sizing import Rows, Sizing
+
+console = Console(soft_wrap=True)
+
+_CHARACTERS_PER_TOKEN = 4.0
+_SAMPLED_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the workers will run, as far as this process sees it."""
+
+    on_gpu: bool
+    memory_per_worker: int
+    memory_source: str
+
+
+def doctor(
+    config: ConfigPath,
+    set_: Overrides = [],  # noqa: B006 - typer copies it
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="Memory of one worker; this machine's where not given.", min=0.1),
+    ] = None,
+    gpu: Annotated[
+        bool | None,
+        typer.Option("--gpu/--cpu", help="Workers have GPUs; as on this machine where not given."),
+    ] = None,
+    models: Annotated[
+        bool, typer.Option("--models", help="Also show the table of well-known models.")
+    ] = False,
+) -> None:
+    """Estimate parameters, memory per worker at each ZeRO stage, disk and time, and warn of known traps.
+
+    Starts nothing, loads no weights, and needs no hub for well-known models.
+    """
+    from rayloom.config import load_run_config
+    from rayloom.models import check_generation_type
+    from rayloom.models.sizing import estimate
+    from rayloom.models.traps import traps
+
+    loaded = load_run_config(config, set_)
+    hf_config = model_config(loaded)
+    rows = train_rows(loaded)
+    machine = look_at_machine(loaded, memory, gpu)
+    sizing = estimate(
+        loaded, hf_config, rows=rows, memory_limit=machine.memory_per_worker, flops=_rate(loaded, machine)
+    )
+    check_generation_type(loaded.model.name, sizing.shape.family, loaded.model.generation_type)
+    console.print(model_table(loaded, sizing))
+    console.print(memory_table(loaded, sizing, machine))
+    console.print(run_table(sizing, rows))
+    if models:
+        console.print(variants_table())
+    problems = traps(loaded, sizing, on_gpu=machine.on_gpu, rows=rows)
+    for problem in problems:
+        console.print(f"[yellow]warning:[/] {escape(problem)}", highlight=False)
+    if not problems:
+        console.print("[green]no known trap[/]")
+    console.print("All figures are estimates; the formulas stand in rayloom/models/sizing.py.", style="dim")
+
+
+def model_config(config: RunConfig) -> Any:
+    """The model's transformers configuration: as the config says, from the table, or the model's own."""
+    from rayloom.models import load_config, resolve_source
+    from rayloom.models.random_init import planned_config
+    from rayloom.models.sources import is_portable
+    from rayloom.models.variants import known_variant
+
+    if config.model.random_init is not None:
+        return planned_config(config.model.random_init)
+    known = known_variant(config.model.name) if is_portable(config.model.name) else None
+    if known is not None:
+        return known
+    return load_config(resolve_source(config.model, config_only=True))
+
+
+def train_rows(config: RunConfig) -> Rows | None:
+    """Number of train examples and their mean length; None where they lie on a hub out of reach."""
+    from rayloom.data import columns_for, load_splits
+    from rayloom.errors import HubError
+    from rayloom.models.sizing import Rows
+
+    columns = columns_for(config.dataset, config.model.task_type)
+    try:
+        rows = load_splits(config.dataset, columns).train
+    except HubError as error:
+        console.print(f"[yellow]rows unknown:[/] {escape(str(error))}", highlight=False)
+        return None
+    sample = rows[:_SAMPLED_ROWS]
+    lengths = [num_characters(columns, row) / _CHARACTERS_PER_TOKEN for row in sample]
+    tokens = sum(lengths) / max(1, len(lengths))
+    dataset = config.dataset
+    if config.model.task_type == "language-modeling":
+        blocks = max(1, round(len(rows) * tokens / dataset.max_input_length))
+        return Rows(max(len(rows), blocks), min(tokens, dataset.max_input_length))
+    limit = dataset.max_input_length + dataset.max_target_length
+    # Tokens per character vary from row to row, and templates add some.
+    longest = min(limit, round(1.5 * max(lengths, default=limit)) + 16)
+    return Rows(len(rows), min(tokens, limit), longest)
+
+
+def look_at_machine(config: RunConfig, memory: float | None, gpu: bool | None) -> Machine:
+    """Device and memory of one worker, given or found here."""
+    import psutil
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    wanted = config.distributed.use_gpu
+    on_gpu = gpu if gpu is not None else (has_gpu if wanted == "auto" else wanted)
+    if memory is not None:
+        return Machine(on_gpu, int(memory * (1 << 30)), "given")
+    if on_gpu and has_gpu:
+        return Machine(on_gpu, torch.cuda.get_device_properties(0).total_memory, "this machine's GPU")
+    available = psutil.virtual_memory().available // config.distributed.num_workers
+    return Machine(on_gpu, available, "free on this machine now, parted among its workers")
+
+
+def model_table(config: RunConfig, sizing: Sizing) -> Table:
+    """What is trained."""
+    shape = sizing.shape
+    start = "random initialisation" if config.model.random_init else "pretrained"
+    share = 100 * shape.trainable / shape.parameters
+    table = Table(title="model", show_header=False, title_justify="left")
+    table.add_row("name", escape(f"{config.model.name} ({start})"))
+    table.add_row("family", f"{shape.family.name}, {'seq2seq' if shape.family.seq2seq else 'causal'}")
+    table.add_row("parameters", f"{shape.parameters:,}")
+    table.add_row("trained", f"{shape.trainable:,} ({share:.3g} %)")
+    table.add_row("precision", config.training.precision)
+    return table
+
+
+def memory_table(config: RunConfig, sizing: Sizing, machine: Machine) -> Table:
+    """Bytes per worker at each ZeRO stage."""
+    workers = config.distributed.num_workers
+    limit = f"{gib(machine.memory_per_worker)} ({machine.memory_source})"
+    table = Table(
+        title=f"memory per worker, {workers} worker{'s' if workers > 1 else ''}, GiB; it has {limit}",
+        title_justify="left",
+    )
+    for name in ("ZeRO", "weights", "grads", "Adam", "activ.", "total", "host", "fits"):
+        table.add_column(name, justify="right")
+    for each in sizing.stages:
+        chosen = each.stage == sizing.chosen_stage
+        parts = (each.weights, each.gradients, each.optimizer, each.activations, each.device, each.host)
+        fits = "[green]yes[/]" if sizing.fits(each) else "[red]no[/]"
+        label = f"> {each.stage}" if chosen else str(each.stage)
+        table.add_row(label, *map(gib, parts), fits, style="bold" if chosen else None)
+    return table
+
+
+def run_table(sizing: Sizing, rows: Rows | None) -> Table:
+    """Disk, steps and time."""
+    amount = sizing.amount
+    table = Table(title="disk and time", show_header=False, title_justify="left")
+    table.add_row("checkpoints kept", f"{gib(sizing.checkpoint_bytes)} GiB")
+    table.add_row("artifact", f"{gib(sizing.artifact_bytes)} GiB")
+    if rows is None or amount.total_tokens is None:
+        table.add_row("steps", "unknown: the rows could not be read")
+        return table
+    table.add_row("train examples", f"{rows.num_examples:,} of about {rows.tokens_per_example:.0f} tokens")
+    table.add_row("steps", f"{amount.total_steps:,} ({amount.steps_per_epoch:,} per epoch)")
+    table.add_row("tokens", f"about {amount.total_tokens:,}")
+    if amount.seconds is not None:
+        table.add_row(
+            "training time", f"about {duration(amount.seconds)} (matrix products timed on this machine)"
+        )
+    else:
+        table.add_row("training time", "unknown: no GPU here to time")
+    return table
+
+
+def variants_table() -> Table:
+    """The table of well-known models and the hardware that each needs."""
+    from rayloom.models.sizing import sizing_table
+
+    rows = sizing_table()
+    table = Table(
+        title="least GPUs: bf16, 4 rows of 512 + 128 tokens each, checkpointing", title_justify="left"
+    )
+    table.add_column("model")
+    table.add_column("parameters", justify="right")
+    for kind in ("full", "LoRA"):
+        for size in rows[0].full:
+            table.add_column(f"{kind}, {size} GB", justify="right")
+    for row in rows:
+        table.add_row(row.model, f"{row.parameters / 1e6:,.0f} M", *row.full.values(), *row.lora.values())
+    return table
+
+
+def gib(num_bytes: int) -> str:
+    """Bytes as GiB."""
+    value = num_bytes / (1 << 30)
+    return f"{value:.3f}" if 0 < value < 0.1 else f"{value:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _rate(config: RunConfig, machine: Machine) -> float | None:
+    import torch
+
+    from rayloom.models.throughput import training_rate
+
+    if machine.on_gpu:
+        return training_rate(config.training.precision, device="cuda") if torch.cuda.is_available() else None
+    threads = max(1, int(config.distributed.cpus_per_worker))
+    precision = "bf16" if config.training.fp16 else config.training.precision
+    return training_rate(precision, num_threads=threads)
+
+
+def num_characters(columns: Columns, row: Row) -> int:
+    """Characters of a row that a model sees."""
+    if columns.task == "chat":
+        return sum(len(message["content"]) for message in columns.conversation(row))
+    if columns.task == "language-modeling":
+        return len(columns.input_text(row))
+    return len(columns.input_text(row)) + len(columns.target_text(row)) + len(columns.context_text(row) or "")

@@ -1,0 +1,46 @@
+"""``rayloom serve``: an artifact behind HTTP on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from rayloom.config import AutoscalingConfig, ServingConfig, validate
+
+
+def _help(section: type[ServingConfig] | type[AutoscalingConfig], field: str) -> str:
+    return section.model_fields[field].description or ""
+
+
+def serve(
+    artifact: Annotated[str, typer.Argument(help=_help(ServingConfig, "artifact"))],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. There is no login: keep to loopback where you can.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 8000,
+    max_batch_size: Annotated[int | None, typer.Option(help=_help(ServingConfig, "max_batch_size"))] = None,
+    num_cpus: Annotated[float | None, typer.Option(help=_help(ServingConfig, "num_cpus"))] = None,
+    num_gpus: Annotated[float | None, typer.Option(help=_help(ServingConfig, "num_gpus"))] = None,
+    max_replicas: Annotated[int | None, typer.Option(help=_help(AutoscalingConfig, "max_replicas"))] = None,
+    request_timeout_s: Annotated[
+        float | None, typer.Option(help=_help(ServingConfig, "request_timeout_s"))
+    ] = None,
+) -> None:
+    """Serve an artifact over HTTP on this machine: /generate, /answer, /health and /docs.
+
+    On a cluster, use `serve deploy` with a file from serve_configs/.
+    """
+    given = {
+        "max_batch_size": max_batch_size,
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+        "request_timeout_s": request_timeout_s,
+    }
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if max_replicas is not None:
+        values["autoscaling"] = {"max_replicas": max_replicas}
+    config = validate(ServingConfig, {"artifact": artifact, **values})
+    from rayloom.serving.launcher import serve_artifact
+
+    serve_artifact(config, host=host, port=port, say=typer.echo)

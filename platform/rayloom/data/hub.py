@@ -1,0 +1,86 @@
+"""Datasets by name: a folder written by ``save_to_disk``, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+
+from rayloom.data.rows import Row, SourceRow
+from rayloom.errors import DataError, HubError
+
+_PROBE_TIMEOUT_S = 5.0
+_OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+def load_dataset_rows(name: str, subset: str | None = None) -> dict[str, list[Row]]:
+    """All splits of a dataset.
+
+    Args:
+        name: Hub name (``wikitext``), or a folder written by ``Dataset.save_to_disk``.
+        subset: Configuration of the hub dataset (``wikitext-2-raw-v1``).
+
+    Returns:
+        Split name to rows; a saved dataset without splits is one split ``train``.
+
+    Raises:
+        DataError: A folder that is no saved dataset, or a dataset that cannot be read.
+        HubError: The hub is needed and cannot be reached, or does not have the name.
+    """
+    loaded = _load_folder(name) if Path(name).is_dir() else _load_hub(name, subset)
+    splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+    return {str(split): _rows(content, f"{name}[{split}]") for split, content in splits.items()}
+
+
+def _rows(content: Any, label: str) -> list[Row]:
+    return [SourceRow(row, label, number) for number, row in enumerate(content, start=1)]
+
+
+def _load_folder(name: str) -> Any:
+    import datasets  # seconds to import, and only runs on named datasets need it
+
+    try:
+        return datasets.load_from_disk(name)
+    except Exception as error:  # the library raises many kinds for a folder that it did not write
+        raise DataError(
+            f"this folder is no readable dataset saved with save_to_disk ({_first_line(error)}); "
+            "for single files use dataset.train_file",
+            file=name,
+        ) from error
+
+
+def _load_hub(name: str, subset: str | None) -> Any:
+    import datasets
+
+    _probe(name)
+    try:
+        return datasets.load_dataset(name, subset)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise HubError(f"the hub has no dataset '{name}' that you may read: {_first_line(error)}") from error
+    except (ConnectionError, TimeoutError) as error:
+        raise _unreachable(name, error) from error
+    except Exception as error:  # a wrong subset, a script-based dataset, a full disk: the library's own words
+        raise DataError(f"the dataset cannot be loaded: {_first_line(error)}", file=name) from error
+
+
+def _probe(name: str) -> None:
+    """Fail in seconds: the library itself retries for half a minute."""
+    if any(os.environ.get(switch, "").upper() in ("1", "ON", "YES", "TRUE") for switch in _OFFLINE_SWITCHES):
+        return  # only its cache is asked
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_PROBE_TIMEOUT_S)
+    except Exception as error:  # httpx's transport errors, and what a proxy makes of them
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> HubError:
+    return HubError(
+        f"dataset '{name}' is neither a local folder nor in reach on the hub ({_first_line(error)}); "
+        "connect, set HF_HUB_OFFLINE=1 if it is in the local cache, or use dataset.train_file"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,163 @@
+"""The HTML page of a report: everything inline, nothing fetched."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources as package_files
+from typing import Any
+
+from rayloom.evaluation.plots import loss_curve, metric_bars, rouge_histogram, throughput_bars
+from rayloom.evaluation.results import Prediction, SplitResult
+from rayloom.evaluation.tables import (
+    Comparison,
+    Figure,
+    figures,
+    provenance_rows,
+    resource_rows,
+    rows_text,
+)
+
+_NUM_TILES = 6
+
+
+def html_page(comparison: Comparison, history: Sequence[Mapping[str, Any]]) -> str:
+    """The report as one self-contained page.
+
+    Args:
+        comparison: What to show.
+        history: Records of training for the loss curve.
+    """
+    result = comparison.result
+    badge = ' <span class="badge">random initialisation</span>' if result.random_init else ""
+    headline = result.headline
+    before = comparison.before(headline)
+    parts = [
+        f"<h1>{escape(comparison.title)}{badge}</h1>",
+        f'<p class="sub">{escape(comparison.subtitle)}</p>',
+        _tiles(figures(headline, before)[:_NUM_TILES]),
+        f'<p class="sub">on the {escape(headline.name)} split ({rows_text(headline)})'
+        f"{', beside the untuned model' if before else ''}</p>",
+        _plots(
+            [
+                (f"Scores on {headline.name}", metric_bars(headline, before)),
+                ("ROUGE-L of each row", rouge_histogram(headline)),
+                ("Training", loss_curve(history)),
+                ("Throughput", throughput_bars(result.resources)),
+            ]
+        ),
+    ]
+    for split in [headline, *(each for each in result.splits if each is not headline)]:
+        parts += _split(comparison, split)
+    parts += ["<h2>Resources</h2>", _pairs(resource_rows(result.resources))]
+    parts += ["<h2>How this was measured</h2>", _pairs(provenance_rows(result))]
+    page = package_files.files("rayloom.evaluation").joinpath("report.html").read_text(encoding="utf-8")
+    return string.Template(page).substitute(title=escape(comparison.title), body="\n".join(parts))
+
+
+def _tiles(shown: Sequence[Figure]) -> str:
+    return f'<div class="tiles">{"".join(_tile(each) for each in shown)}</div>'
+
+
+def _tile(each: Figure) -> str:
+    delta = ""
+    if each.before:
+        delta = f'<div class="delta quiet">before {escape(each.before)} {_change(each)}</div>'
+    return (
+        f'<div class="tile"><div class="name">{escape(each.name)}</div>'
+        f'<div class="value">{escape(each.value)}</div>{delta}</div>'
+    )
+
+
+def _change(each: Figure) -> str:
+    if each.is_better is None:
+        return ""
+    return f'<span class="{"good" if each.is_better else "bad"}">{escape(each.change)}</span>'
+
+
+def _plots(plots: Sequence[tuple[str, str | None]]) -> str:
+    cards = [
+        f'<div class="card"><h3>{escape(name)}</h3>{_renamed(svg, at)}</div>'
+        for at, (name, svg) in enumerate(plots)
+        if svg
+    ]
+    return f'<div class="plots">{"".join(cards)}</div>' if cards else ""
+
+
+def _renamed(svg: str, number: int) -> str:
+    """Ids of one drawing, kept apart from those of the others on the page."""
+    for before in ('id="', 'href="#', "url(#"):
+        svg = svg.replace(before, f"{before}p{number}-")
+    return svg
+
+
+def _split(comparison: Comparison, split: SplitResult) -> list[str]:
+    before = comparison.before(split)
+    parts = [
+        f"<h2>{escape(split.name.capitalize())}</h2>",
+        f'<p class="quiet">{escape(rows_text(split))}</p>',
+    ]
+    parts += [f'<p class="bad">{escape(warning)}</p>' for warning in split.warnings]
+    parts.append(_metric_table(figures(split, before), with_before=before is not None))
+    if any(prediction.rougeL is not None for prediction in split.predictions):
+        shown = comparison.num_examples()
+        parts += _examples("Best predictions", split.best(shown)) + _examples(
+            "Worst predictions", split.worst(shown)
+        )
+    elif split.predictions:
+        rows = [[p.input, p.prediction] for p in split.predictions]
+        parts += ["<h3>Continuations</h3>", _text_table(["prompt", "continuation"], rows)]
+    return parts
+
+
+def _metric_table(rows: Sequence[Figure], *, with_before: bool) -> str:
+    head = ["metric", *(["before", "after", "change"] if with_before else ["value"])]
+    body = []
+    for row in rows:
+        cells = [row.before, row.value, row.change] if with_before else [row.value]
+        kind = "" if row.is_better is None else " good" if row.is_better else " bad"
+        numbers = "".join(
+            f'<td class="number{kind if with_before and at == 2 else ""}">{escape(cell)}</td>'
+            for at, cell in enumerate(cells)
+        )
+        body.append(f"<tr><td>{escape(row.name)}</td>{numbers}</tr>")
+    heads = "".join(f"<th{' class=number' if at else ''}>{name}</th>" for at, name in enumerate(head))
+    return f'<div class="scroll"><table><tr>{heads}</tr>{"".join(body)}</table></div>'
+
+
+def _examples(title: str, predictions: Sequence[Prediction]) -> list[str]:
+    if not predictions:
+        return []
+    rows = [
+        [_score(p.rougeL or 0.0), _input(p), escape(p.reference), escape(p.prediction)] for p in predictions
+    ]
+    return [f"<h3>{title}</h3>", _raw_table(["ROUGE-L", "input", "reference", "prediction"], rows)]
+
+
+def _input(prediction: Prediction) -> str:
+    if not prediction.context:
+        return escape(prediction.input)
+    return (
+        f"{escape(prediction.input)}<details><summary>context</summary>{escape(prediction.context)}</details>"
+    )
+
+
+def _score(value: float) -> str:
+    hue = round(12 + 128 * value)
+    return f'<span class="score" style="background:hsl({hue} 55% 85%);color:#1d2733">{value:.2f}</span>'
+
+
+def _pairs(rows: Sequence[tuple[str, str]]) -> str:
+    return _text_table(["what", "value"], [list(row) for row in rows])
+
+
+def _text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return _raw_table(head, [[escape(cell) for cell in row] for row in rows])
+
+
+def _raw_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose cells are HTML already."""
+    heads = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(f"<tr>{''.join(f'<td class=text>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{heads}</tr>{body}</table></div>'

@@ -1,0 +1,227 @@
+"""`TextGenerator`: text in, text out, over an artifact or a plain model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from rayloom.artifacts import Artifact
+from rayloom.config import GenerationConfig
+from rayloom.data import Encoder, PromptInput, PromptTemplate
+from rayloom.errors import RequestError
+from rayloom.generation.golden import replay_golden as replay
+from rayloom.generation.opening import Opened, open_path, pick_device, pick_dtype
+from rayloom.generation.parameters import parse_parameters
+from rayloom.generation.transformers_generator import TransformersGenerator
+from rayloom.generation.types import GenerationOutput, GenerationRequest
+
+
+class TextGenerator:
+    """Writes text with a fine-tuned or plain model.
+
+    ::
+
+        generator = TextGenerator("runs/qa/artifact")
+        generator.generate("Who wrote Faust?", context="…", num_beams=4)
+
+    Parameters are those of `GenerationConfig`, on top of the artifact's own defaults.
+
+    Args:
+        path_or_name: Artifact (folder or URI), model folder or hub name. A plain model takes the
+            prompt as it is, or as a user's message if it has a chat template.
+        device: ``cpu``, ``cuda``, …; the first GPU if there is one where not given.
+        dtype: ``fp32`` (default), ``bf16`` or ``fp16``.
+        replay_golden: Prove that the artifact's golden prompts give the tokens that were recorded
+            (answers are compared in fp32 only; prompts always).
+
+    Raises:
+        ArtifactError: No artifact, a damaged one, or one that does not replay.
+        ModelError: The model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        path_or_name: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        replay_golden: bool = True,
+    ) -> None:
+        chosen = pick_device(device)
+        self._set_up(open_path(path_or_name, dtype=pick_dtype(dtype)), chosen)
+        if replay_golden and self.artifact is not None:
+            exact = next(self.model.parameters()).dtype == torch.float32
+            replay(self.generator, self.encoder, self.artifact.manifest.golden, check_outputs=exact)
+
+    @classmethod
+    def from_opened(cls, opened: Opened, *, device: str | torch.device | None = None) -> Self:
+        """Over a model that is loaded already."""
+        self = cls.__new__(cls)
+        self._set_up(opened, pick_device(device))
+        return self
+
+    def _set_up(self, opened: Opened, device: torch.device) -> None:
+        self.name: str = opened.name
+        self.artifact: Artifact | None = opened.artifact
+        self.encoder: Encoder = opened.encoder
+        self.defaults: GenerationConfig = opened.generation
+        self.family = opened.loaded.family
+        self.model = opened.loaded.model.to(device)
+        self.generator = TransformersGenerator(
+            self.model,
+            opened.loaded.tokenizer,
+            seq2seq=opened.loaded.family.seq2seq,
+            default_new_tokens=opened.encoder.max_target_length,
+        )
+
+    @property
+    def template(self) -> PromptTemplate:
+        """How prompts are made."""
+        return self.encoder.template
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def generate(
+        self,
+        text: str = "",
+        *,
+        context: str | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        **params: Any,
+    ) -> str | list[str]:
+        """Write an answer.
+
+        Args:
+            text: Question, document, instruction or prompt: what the model's template takes.
+            context: Context of the question, if the template has a place for it.
+            messages: A conversation of ``{role, content}`` instead of text.
+            params: Generation parameters, see `GenerationConfig`.
+
+        Returns:
+            The answer; a list if ``num_return_sequences`` is above 1.
+
+        Raises:
+            RequestError: An unknown or unavailable parameter, or an unusable prompt.
+        """
+        (output,) = self.run([_asked(text, context, messages)], params)
+        return _texts(output, self.parameters(params))
+
+    __call__ = generate
+
+    def generate_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        contexts: Sequence[str | None] | None = None,
+        batch_size: int = 16,
+        **params: Any,
+    ) -> list[str] | list[list[str]]:
+        """Write an answer to each text, in order; see `generate`.
+
+        Args:
+            texts: Questions, documents or prompts.
+            contexts: One for each text.
+            batch_size: Most prompts per forward pass.
+            params: Generation parameters, the same for all.
+        """
+        if isinstance(texts, str):
+            raise RequestError("generate_batch takes a list of texts; for one text use generate")
+        if contexts is not None and len(contexts) != len(texts):
+            raise RequestError(f"{len(contexts)} contexts for {len(texts)} texts: give one for each")
+        inputs = [
+            PromptInput(text, context)
+            for text, context in zip(texts, contexts or [None] * len(texts), strict=True)
+        ]
+        config = self.parameters(params)
+        return [_texts(output, config) for output in self.run(inputs, params, batch_size=batch_size)]  # type: ignore[return-value]
+
+    def stream(
+        self,
+        text: str = "",
+        *,
+        context: str | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        **params: Any,
+    ) -> Iterator[str]:
+        """Write an answer piece by piece; together the pieces are what `generate` gives.
+
+        Arguments are checked at the call, not at the first piece. See `generate`.
+        """
+        config = self.parameters(params)
+        request = self.request(_asked(text, context, messages), config)
+        return _without_start(self.generator.stream(request), self._start)
+
+    def run(
+        self, inputs: Sequence[PromptInput], params: Mapping[str, Any] | None = None, *, batch_size: int = 16
+    ) -> list[GenerationOutput]:
+        """Answers with their token ids, finish reasons, scores and log-probabilities.
+
+        Args:
+            inputs: What to ask.
+            params: Generation parameters, the same for all.
+            batch_size: Most prompts per forward pass.
+        """
+        if batch_size < 1:
+            raise RequestError(f"batch_size must be at least 1, not {batch_size}")
+        config = self.parameters(params or {})
+        requests = [self.request(asked, config) for asked in inputs]
+        return [self._cleaned(output) for output in self.generator.generate(requests, batch_size=batch_size)]
+
+    def parameters(self, params: Mapping[str, Any]) -> GenerationConfig:
+        """A caller's parameters on top of the model's defaults, checked."""
+        return parse_parameters(self.defaults, params)
+
+    def request(self, asked: PromptInput, config: GenerationConfig) -> GenerationRequest:
+        """Encode one prompt, its forced prefix included."""
+        prefix = asked.prefix if asked.prefix is not None else config.prefix
+        return GenerationRequest(
+            self.encoder.prompt_ids(asked), config, self.encoder.prefix_ids(prefix) if prefix else []
+        )
+
+    @property
+    def _start(self) -> str:
+        # Causal models learn to write a space between prompt and answer; it is no part of the answer.
+        return self.template.target_prefix
+
+    def _cleaned(self, output: GenerationOutput) -> GenerationOutput:
+        sequences = [
+            dataclasses.replace(sequence, text=sequence.text.removeprefix(self._start))
+            for sequence in output.sequences
+        ]
+        return dataclasses.replace(output, sequences=sequences)
+
+
+def _asked(text: str, context: str | None, messages: Sequence[Mapping[str, str]] | None) -> PromptInput:
+    if not isinstance(text, str):
+        raise RequestError("generate takes one text; for a list use generate_batch")
+    return PromptInput(
+        text, context, tuple(dict(message) for message in messages) if messages is not None else None
+    )
+
+
+def _texts(output: GenerationOutput, config: GenerationConfig) -> str | list[str]:
+    texts = [sequence.text for sequence in output.sequences]
+    return texts if config.num_return_sequences > 1 else texts[0]
+
+
+def _without_start(pieces: Iterator[str], start: str) -> Iterator[str]:
+    """Pieces without the given start of the whole; nothing is held longer than needed to know."""
+    held, undecided = "", bool(start)
+    for piece in pieces:
+        if undecided:
+            held += piece
+            if len(held) < len(start) and start.startswith(held):
+                continue
+            piece, held, undecided = held.removeprefix(start), "", False
+        if piece:
+            yield piece
+    if held:
+        yield held

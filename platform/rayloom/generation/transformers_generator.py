@@ -1,0 +1,260 @@
+"""`Generator` over ``transformers.generate``, in batches. The oracle that a faster engine is tested against.
+
+Shape letters: B rows of a batch, T tokens, R answers (rows x num_return_sequences), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+import transformers
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
+
+from rayloom.errors import RequestError
+from rayloom.generation.finishing import finish_sequences, stop_criterion
+from rayloom.generation.forbidden import ForbiddenWords
+from rayloom.generation.parameters import eos_ids, refuse_unsupported, to_transformers
+from rayloom.generation.planning import DEFAULT_NEW_TOKENS, Batch, Window, plan_batches, request_lengths
+from rayloom.generation.streaming import Cancelled, TokenQueue, text_pieces
+from rayloom.generation.types import GenerationOutput, GenerationRequest
+
+
+class TransformersGenerator:
+    """Drives ``model.generate``.
+
+    Requests of equal parameters are batched by length; a request with a seed runs alone, so that its seed
+    gives the same text whatever else is asked for. Calls from several threads run one after the other.
+
+    Args:
+        model: A causal or seq2seq model, plain or with a PEFT adapter.
+        tokenizer: Its tokenizer.
+        seq2seq: Whether the model is an encoder-decoder.
+        synced_gpus: ZeRO-3: each forward pass is a collective, so all ranks generate until the last is done.
+            Every rank must then call `generate` together.
+        default_new_tokens: New tokens where a request names no length.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seq2seq: bool,
+        synced_gpus: bool = False,
+        default_new_tokens: int = DEFAULT_NEW_TOKENS,
+    ) -> None:
+        self.model, self.tokenizer, self.seq2seq = model, tokenizer, seq2seq
+        self._synced_gpus = synced_gpus
+        self.window = Window(seq2seq, max_positions(model.config, seq2seq=seq2seq), default_new_tokens)
+        self._lock = threading.Lock()
+
+    def generate(self, requests: Sequence[GenerationRequest], *, batch_size: int) -> list[GenerationOutput]:
+        """Answer all requests, in their order.
+
+        Args:
+            requests: Prompts with their parameters.
+            batch_size: Most prompts per forward pass (each takes num_beams or num_return_sequences rows).
+
+        Raises:
+            RequestError: A parameter that cannot be honoured, or a prompt that is empty or too long.
+        """
+        for request in requests:
+            self._check(request)
+        batches = plan_batches(requests, self.window, batch_size=batch_size)
+        outputs: dict[int, GenerationOutput] = {}
+        for batch in batches:
+            rows = [requests[row] for row in batch.rows]
+            outputs |= dict(zip(batch.rows, self._run(rows, batch), strict=True))
+        if self._synced_gpus:
+            self._keep_company(len(batches))
+        return [outputs[row] for row in range(len(requests))]
+
+    def stream(self, request: GenerationRequest) -> Iterator[str]:
+        """Pieces of text as they are written; together they are what `generate` gives for the request.
+
+        Abandoning the iterator stops the generation.
+
+        Raises:
+            RequestError: As `generate`; and for beams, several answers or logprobs, which cannot be streamed.
+        """
+        self._check(request)
+        config = request.config
+        for name, problem in (("num_beams", config.num_beams > 1), ("logprobs", config.logprobs is not None),
+                              ("num_return_sequences", config.num_return_sequences > 1)):  # fmt: skip
+            if problem:
+                raise RequestError(f"{name} cannot be streamed: leave it out, or do not stream")
+        batch = Batch((0,), request_lengths(request, self.window))
+        return self._stream(request, batch)
+
+    def _stream(self, request: GenerationRequest, batch: Batch) -> Iterator[str]:
+        tokens = TokenQueue()
+        worker = threading.Thread(target=self._write_into, args=(tokens, request, batch), daemon=True)
+        worker.start()
+        try:
+            yield from text_pieces(tokens, self.tokenizer, request, request.config.stop_strings or [])
+        finally:
+            tokens.cancel()
+            worker.join()
+
+    def _write_into(self, tokens: TokenQueue, request: GenerationRequest, batch: Batch) -> None:
+        try:
+            (output,) = self._run([request], batch, tokens)
+            tokens.finish(output.sequences[0].text)
+        except Cancelled:
+            tokens.finish("")
+        except BaseException as error:  # handed to the reader, who raises it
+            tokens.fail(error)
+
+    def _check(self, request: GenerationRequest) -> None:
+        refuse_unsupported(request.config)
+        if not request.prompt_ids and not (request.prefix_ids and not self.seq2seq):
+            raise RequestError("the prompt is empty: there is nothing to go on from")
+        if request.config.stop_strings:
+            stop_criterion(self.tokenizer, tuple(request.config.stop_strings))
+
+    def _run(
+        self, requests: Sequence[GenerationRequest], batch: Batch, tokens: TokenQueue | None = None
+    ) -> list[GenerationOutput]:
+        config = requests[0].config
+        with (
+            self._lock,
+            _neutral_defaults(self.model) as defaults,
+            _quietly(),
+            _seeded(config.seed, self._device),
+        ):
+            settings = to_transformers(config, batch.lengths, defaults, self.tokenizer)
+            inputs, start = self._inputs(requests, settings)
+            with torch.inference_mode() if not self._synced_gpus else torch.no_grad():
+                result = self.model.generate(  # type: ignore[operator]
+                    **inputs,
+                    **self._extras(requests, settings, start, tokens),
+                    generation_config=settings,
+                    synced_gpus=self._synced_gpus,
+                )
+        return finish_sequences(result, requests, settings, self.tokenizer, start)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _extras(
+        self,
+        requests: Sequence[GenerationRequest],
+        settings: transformers.GenerationConfig,
+        start: int,
+        tokens: TokenQueue | None,
+    ) -> dict[str, Any]:
+        config = requests[0].config
+        extras: dict[str, Any] = {}
+        if config.stop_strings:
+            extras["tokenizer"] = self.tokenizer
+        if config.forbidden_words and any(word.strip() for word in config.forbidden_words):
+            answer = start - min(len(request.prefix_ids) for request in requests)
+            words = ForbiddenWords(config.forbidden_words, self.tokenizer, answer)
+            extras["logits_processor"] = LogitsProcessorList([words])
+        if tokens is not None:
+            extras["stopping_criteria"] = StoppingCriteriaList(
+                [tokens.watch(start, eos_ids(settings.eos_token_id))]
+            )
+        return extras
+
+    def _inputs(
+        self, requests: Sequence[GenerationRequest], settings: transformers.GenerationConfig
+    ) -> tuple[dict[str, torch.Tensor], int]:
+        """Padded inputs, and where in the resulting sequences the generated tokens start."""
+        pad, device = settings.pad_token_id, self._device
+        if not self.seq2seq:
+            ids_BT, mask_BT = _padded([[*r.prompt_ids, *r.prefix_ids] for r in requests], pad, left=True)
+            return {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device)}, ids_BT.shape[1]
+        ids_BT, mask_BT = _padded([r.prompt_ids for r in requests], pad, left=False)
+        first = settings.decoder_start_token_id
+        decoder_BT = torch.tensor(
+            [[settings.bos_token_id if first is None else first, *r.prefix_ids] for r in requests]
+        )
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT, "decoder_input_ids": decoder_BT}
+        return {name: tensor.to(device) for name, tensor in inputs.items()}, decoder_BT.shape[1]
+
+    def _keep_company(self, done: int) -> None:
+        """Run empty rounds until every rank has called the model's collectives equally often."""
+        if not torch.distributed.is_initialized():
+            return
+        rounds = torch.tensor([done], device=self._device)
+        torch.distributed.all_reduce(rounds, op=torch.distributed.ReduceOp.MAX)
+        token = self.tokenizer.eos_token_id or 0
+        filler = GenerationRequest([token])
+        for _ in range(int(rounds) - done):
+            self._run([filler], Batch((0,), request_lengths(filler, Window(self.seq2seq, None, 1))))
+
+
+def max_positions(config: Any, *, seq2seq: bool) -> int | None:
+    """Longest sequence that a model's configuration allows; None for no bound (T5: relative positions)."""
+    if seq2seq and getattr(config, "relative_attention_num_buckets", None):
+        return None
+    for name in ("max_position_embeddings", "n_positions"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(row) for row in rows)
+    ids_BT = torch.full((len(rows), width), pad)
+    mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        at = slice(width - len(row), width) if left else slice(0, len(row))
+        ids_BT[index, at] = torch.tensor(row)
+        mask_BT[index, at] = 1
+    return ids_BT, mask_BT
+
+
+@contextlib.contextmanager
+def _neutral_defaults(model: torch.nn.Module) -> Iterator[transformers.GenerationConfig]:
+    """Take the model's own defaults away for one call: transformers would fill gaps from them."""
+    own: Any = model.generation_config
+    training = model.training
+    try:
+        model.generation_config = transformers.GenerationConfig()
+        model.eval()
+        yield own
+    finally:
+        _restore(model, own)
+        model.train(training)
+
+
+def _restore(model: Any, own: transformers.GenerationConfig) -> None:
+    model.generation_config = own
+    inner = getattr(model, "base_model", None)  # PEFT copies the wrapper's config downwards in generate()
+    for holder in (inner, getattr(inner, "model", None)):
+        if holder is not None and "generation_config" in vars(holder):
+            holder.generation_config = own
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep transformers' own advice away from users: what matters is checked here and raised."""
+    verbosity = transformers.logging.get_verbosity()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers.logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

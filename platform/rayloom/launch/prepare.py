@@ -1,0 +1,124 @@
+"""From a config to what workers need: rows read, split and encoded; model and tokenizer found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from rayloom.config import RunConfig
+from rayloom.data import (
+    Columns,
+    EncodedDataset,
+    Encoder,
+    PromptTemplate,
+    Row,
+    Splits,
+    columns_for,
+    encode_rows,
+    load_splits,
+)
+from rayloom.errors import ConfigError, DataError
+from rayloom.models import (
+    Family,
+    ModelSource,
+    check_generation_type,
+    load_family,
+    load_tokenizer,
+    resolve_source,
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to start. Nothing in it has weights."""
+
+    config: RunConfig
+    columns: Columns
+    splits: Splits
+    source: ModelSource
+    family: Family
+    tokenizer: PreTrainedTokenizerBase
+    template: PromptTemplate
+    encoder: Encoder
+    train: EncodedDataset
+    validation: EncodedDataset
+
+    def sample(self) -> str:
+        """The first train row as the model sees it, special tokens included."""
+        example = self.train[0]
+        prompt = self.tokenizer.decode(example.input_ids, skip_special_tokens=False)
+        if not self.family.seq2seq:
+            return str(prompt)
+        target = self.tokenizer.decode(example.labels, skip_special_tokens=False)
+        return f"{prompt}\n→ {target}"
+
+    def warnings(self) -> list[str]:
+        """What the owner of the data should know."""
+        encoded = (("train", self.train.report), ("validation", self.validation.report))
+        return [*self.splits.warnings, *(f"{name}: {text}" for name, part in encoded for text in part.warnings)]
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Read the data, find the model, encode the rows (cached).
+
+    Raises:
+        UserError: Of the config, the data or the model.
+    """
+    columns = columns_for(config.dataset, config.model.task_type)
+    splits = load_splits(config.dataset, columns)
+    source = resolve_source(
+        config.model, corpus=lambda: corpus_texts(splits.train, columns), seed=config.training.seed
+    )
+    family = load_family(source)
+    check_task(config, family)
+    tokenizer = load_tokenizer(source)
+    template = PromptTemplate.for_run(
+        config.dataset,
+        config.model.task_type,
+        seq2seq=family.seq2seq,
+        has_chat_template=tokenizer.chat_template is not None,
+    )
+    encoder = Encoder(
+        tokenizer,
+        template,
+        max_input_length=config.dataset.max_input_length,
+        max_target_length=config.dataset.max_target_length,
+    )
+    train, validation = (
+        encode_rows(rows, encoder, columns, cache_dir=config.dataset.cache_dir, file_label=label)
+        for rows, label in ((splits.train, "train rows"), (splits.validation, "validation rows"))
+    )
+    if not len(train):
+        raise DataError("no train row is left after encoding", file=config.dataset.train_file or config.dataset.name)
+    return Prepared(
+        config, columns, splits, source, family, tokenizer, template, encoder, train, validation
+    )
+
+
+def corpus_texts(rows: list[Row], columns: Columns) -> Iterator[str]:
+    """All text of the rows that a model will see, to train a tokenizer on."""
+    for row in rows:
+        for column in (columns.context, columns.input, columns.target, columns.text):
+            value = row.get(column) if column else None
+            if isinstance(value, str):
+                yield value
+        messages = row.get(columns.messages) if columns.messages else None
+        for message in messages or ():
+            yield str(message.get("content", ""))
+
+
+def check_task(config: RunConfig, family: Family) -> None:
+    """Refuse a task that the model's architecture cannot do.
+
+    Raises:
+        UserError: generation_type or task_type contradicts the model.
+    """
+    check_generation_type(config.model.name, family, config.model.generation_type)
+    if family.seq2seq and config.model.task_type in ("language-modeling", "chat"):
+        raise ConfigError(
+            f"'{config.model.name}' is a seq2seq model; {config.model.task_type} needs a causal one "
+            "(GPT-2, GPT-Neo, LLaMA)",
+            key="model.task_type",
+        )

@@ -1,0 +1,158 @@
+"""From the workers to the terminal: a board that rank 0 posts to, and a thread that reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from rayloom.training import EvalRecord, StepRecord
+
+_POLL_S = 0.3
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for people, such as "resumed at step 40"."""
+
+    text: str
+
+
+Event = StepRecord | EvalRecord | Note
+
+
+class Sink(Protocol):
+    """Takes events as they come."""
+
+    def __call__(self, event: Event) -> None:
+        """Show or keep one event."""
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Holds events until they are taken."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def post(self, event: Event) -> None:
+        """Add one."""
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        """Take all there are."""
+        events, self._events = self._events, []
+        return events
+
+
+@contextlib.contextmanager
+def watched(sink: Sink) -> Iterator[Any]:
+    """A board whose events reach the sink, from another thread, until the block ends.
+
+    Yields:
+        Handle of a `Board` actor, to be passed to workers.
+    """
+    board = Board.remote()  # type: ignore[attr-defined]
+    stop = threading.Event()
+
+    def drain() -> None:
+        for event in ray.get(board.take.remote()):
+            sink(event)
+
+    def follow() -> None:
+        while not stop.wait(_POLL_S):
+            with contextlib.suppress(ray.exceptions.RayError):
+                drain()
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        stop.set()
+        thread.join()
+        with contextlib.suppress(ray.exceptions.RayError):
+            drain()
+        ray.kill(board)
+
+
+class TerminalSink:
+    """A live bar on a terminal, plain lines elsewhere (logs of a Ray job, CI)."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task("starting workers …", total=1)
+
+    def __enter__(self) -> TerminalSink:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, StepRecord):
+            self._step(event)
+        elif isinstance(event, EvalRecord):
+            self._console.print(evaluation_line(event), highlight=False)
+        else:
+            self._console.print(event.text, highlight=False)
+
+    def _step(self, record: StepRecord) -> None:
+        if self._console.is_terminal:
+            self._bar.update(
+                self._task, completed=record.step, total=record.total_steps, description=figures(record)
+            )
+        else:
+            self._console.print(f"step {record.step}/{record.total_steps}  {figures(record)}", highlight=False)
+
+
+def figures(record: StepRecord) -> str:
+    """The figures of a step in one line."""
+    minutes, seconds = divmod(round(record.eta_s), 60)
+    return (
+        f"epoch {record.epoch:.2f}  loss {record.loss:.4f}  lr {record.learning_rate:.2e}  "
+        f"{record.tokens_per_s:.0f} tokens/s  ETA {minutes}:{seconds:02d}"
+    )
+
+
+def evaluation_line(record: EvalRecord) -> str:
+    """The figures of an evaluation in one line."""
+    values = "  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
+    return f"validation at step {record.step} (epoch {record.epoch}): {values}"
+
+
+def samples_table(record: EvalRecord) -> Table | None:
+    """A few generated answers beside their references, None where there are none."""
+    if not record.samples:
+        return None
+    table = Table("prompt", "answer", "reference")
+    for sample in record.samples:
+        table.add_row(sample["prompt"], sample["prediction"], sample["reference"])
+    return table
+
+
+def both(*sinks: Callable[[Event], None]) -> Sink:
+    """A sink that feeds several."""
+
+    def send(event: Event) -> None:
+        for sink in sinks:
+            sink(event)
+
+    return send

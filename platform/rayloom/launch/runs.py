@@ -1,0 +1,124 @@
+"""The folder of a run: its resolved config, its history, its checkpoints and its artifact."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import yaml
+
+from rayloom.config import RunConfig, dump_yaml, validate
+from rayloom.errors import ConfigError
+from rayloom.launch.progress import Event, Note
+from rayloom.training import StepRecord
+
+_CONFIG = "config.yaml"
+_HISTORY = "history.jsonl"
+
+
+class Run:
+    """A run's place in its storage, a local folder or a URI.
+
+    Args:
+        storage_path: Absolute folder or URI.
+        name: Name of the run.
+    """
+
+    def __init__(self, storage_path: str, name: str) -> None:
+        self.storage_path, self.name = storage_path, name
+        self.path = f"{storage_path.rstrip('/')}/{name}"
+        self._fs, self._root = fsspec.core.url_to_fs(self.path)
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Run:
+        """The run that a config names, or a new dated one."""
+        stored = config.output.storage_path
+        if "://" not in stored:
+            stored = str(Path(stored).expanduser().resolve())
+        return cls(stored, config.output.run_name or dated_name(config))
+
+    @property
+    def artifact_path(self) -> str:
+        """Where the finished artifact goes by default."""
+        return f"{self.path}/artifact"
+
+    def exists(self) -> bool:
+        """Whether a run of this name has been started."""
+        return bool(self._fs.exists(f"{self._root}/{_CONFIG}"))
+
+    def start(self, config: RunConfig) -> None:
+        """Store the resolved config."""
+        self._fs.makedirs(self._root, exist_ok=True)
+        self._write(_CONFIG, dump_yaml(config))
+
+    def require_same(self, config: RunConfig) -> None:
+        """Refuse to resume with another config.
+
+        Raises:
+            ConfigError: There is no such run, or what decides its weights differs.
+        """
+        if not self.exists():
+            raise ConfigError(f"there is no run '{self.name}' in {self.storage_path} to resume", key="output.run_name")
+        stored = validate(RunConfig, yaml.safe_load(self._read(_CONFIG)))
+        for section in ("model", "dataset", "training", "lora", "distributed"):
+            old, new = getattr(stored, section), getattr(config, section)
+            if old != new:
+                raise ConfigError(
+                    f"run '{self.name}' was started with another '{section}' section ({_difference(old, new)}): "
+                    "resume with the same, or choose another output.run_name"
+                )
+
+    def keep(self, event: Event) -> None:
+        """Append a record to the history (a `Sink`)."""
+        if isinstance(event, Note):
+            return
+        kind = "step" if isinstance(event, StepRecord) else "evaluation"
+        line = json.dumps({"kind": kind} | asdict(event)) + "\n"
+        # Object stores cannot append: there the short history is written anew.
+        before = "" if self._is_local or not self._fs.exists(self._at(_HISTORY)) else self._read(_HISTORY)
+        with self._fs.open(self._at(_HISTORY), "a" if self._is_local else "w") as file:
+            file.write(before + line)
+
+    def history(self) -> list[dict[str, Any]]:
+        """All records so far; those of steps repeated after an interruption replace the earlier ones."""
+        if not self._fs.exists(self._at(_HISTORY)):
+            return []
+        records = [json.loads(line) for line in self._read(_HISTORY).splitlines()]
+        latest = {(record["kind"], record["step"]): record for record in records}
+        return sorted(latest.values(), key=lambda record: (record["step"], record["kind"]))
+
+    @property
+    def _is_local(self) -> bool:
+        return "://" not in self.path
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _read(self, name: str) -> str:
+        with self._fs.open(self._at(name), "r", encoding="utf-8") as file:
+            return str(file.read())
+
+    def _write(self, name: str, text: str) -> None:
+        with self._fs.open(self._at(name), "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def dated_name(config: RunConfig) -> str:
+    """Such as ``t5-small-question-answering-20260131-142500``."""
+    model = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(config.model.name).stem or config.model.name).strip("-").lower()
+    return f"{model}-{config.model.task_type}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def _difference(old: Any, new: Any) -> str:
+    if old is None or new is None:
+        return f"{'nothing' if old is None else 'something'} before, {'nothing' if new is None else 'something'} now"
+    before, after = old.model_dump(), new.model_dump()
+    changed = [f"{key}: {before[key]!r} → {after[key]!r}" for key in before if before[key] != after[key]]
+    return ", ".join(changed)
+
+

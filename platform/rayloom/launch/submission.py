@@ -1,0 +1,96 @@
+"""Training and evaluation as Ray jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlparse
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from rayloom.config import EvaluateJob, RunConfig, load_job
+from rayloom.errors import ConfigError, ServiceError
+
+_EXCLUDED = [".git", ".venv", "runs", "reports", "**/__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"]
+
+
+def submit_job(
+    path: Path,
+    *,
+    address: str,
+    overrides: Sequence[str] = (),
+    wait: bool = True,
+    show: Callable[[str], None],
+) -> str:
+    """Run a file from ``jobs/`` on a cluster, from this working folder.
+
+    Args:
+        path: Job file, inside the working folder (which is uploaded).
+        address: Of the cluster's job server, such as ``http://127.0.0.1:8265``.
+        overrides: As ``--set``.
+        wait: Follow the log until the job ends.
+        show: Takes log text as it comes.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        ConfigError: The job file is wrong, or outside the working folder.
+        ServiceError: The job server does not answer, or the job failed.
+    """
+    job = load_job(path, overrides)
+    entrypoint = shlex.join(_command(job, path, address, overrides))
+    client = _connect(address)
+    job_id: str = client.submit_job(
+        entrypoint=entrypoint, runtime_env={"working_dir": str(Path.cwd()), "excludes": _EXCLUDED}
+    )
+    show(f"submitted {job_id}: {entrypoint}\n")
+    if wait:
+        asyncio.run(_follow(client, job_id, show))
+        status = client.get_job_status(job_id)
+        if status != JobStatus.SUCCEEDED:
+            raise ServiceError(f"job {job_id} ended as {status}: {client.get_job_info(job_id).message}")
+    return job_id
+
+
+def _command(job: RunConfig | EvaluateJob, path: Path, address: str, overrides: Sequence[str]) -> list[str]:
+    try:
+        inside = path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        raise ConfigError("the job file must lie inside the working folder, which is uploaded", path=path) from None
+    verb = "evaluate" if isinstance(job, EvaluateJob) else "train"
+    sets = [part for override in overrides for part in ("--set", override)]
+    return ["python", "-m", "rayloom", verb, str(inside), *sets, *_outside_the_upload(job, path, address)]
+
+
+def _outside_the_upload(job: RunConfig | EvaluateJob, path: Path, address: str) -> list[str]:
+    """Results must not land in the uploaded copy of the working folder, which the cluster throws away."""
+    key, place = ("output", job.output) if isinstance(job, EvaluateJob) else (
+        "output.storage_path", job.output.storage_path
+    )
+    if "://" in place or Path(place).is_absolute():
+        return []
+    if urlparse(address).hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(
+            f"'{place}' would be a folder in the job's upload, which the cluster throws away: "
+            "name storage that all nodes share (an absolute path or a URI)",
+            path=path,
+            key=key,
+        )
+    return ["--set", f"{key}={Path(place).resolve()}"]
+
+
+def _connect(address: str) -> JobSubmissionClient:
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        raise ServiceError(
+            f"no Ray job server answers at {address} ({error}); start one with 'ray start --head', or pass --address"
+        ) from error
+
+
+async def _follow(client: JobSubmissionClient, job_id: str, show: Callable[[str], None]) -> None:
+    async for text in client.tail_job_logs(job_id):
+        show(text)

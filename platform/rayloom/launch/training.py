@@ -1,0 +1,222 @@
+"""A training run on Ray: prepare, train in workers, publish the best checkpoint as an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from rayloom.config import RunConfig
+from rayloom.errors import ConfigError, RayloomError, TrainingError
+from rayloom.launch.export import ExportSpec, export_artifact
+from rayloom.launch.prepare import Prepared, prepare
+from rayloom.launch.progress import Sink, both, watched
+from rayloom.launch.runs import Run
+from rayloom.launch.session import Cluster, ray_session
+from rayloom.launch.shipping import pack
+from rayloom.launch.worker import SCORE, Payload, train_worker
+
+Announce = Callable[[Prepared, Cluster, Run], None]
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a run has made.
+
+    Attributes:
+        run: Its folder.
+        artifact: Place of the published artifact.
+        metrics: Validation figures of the best checkpoint, and of training (``train_s``, ``tokens_per_s``, …).
+        steps: Optimizer steps done.
+    """
+
+    run: Run
+    artifact: str
+    metrics: dict[str, float]
+    steps: int
+
+
+def run_training(
+    config: RunConfig, *, sink: Sink, announce: Announce, resume: bool = False, verbose: bool = False
+) -> TrainOutcome:
+    """Train, and publish the best checkpoint.
+
+    Args:
+        config: The run.
+        sink: Takes progress as it comes.
+        announce: Called once all is ready to start.
+        resume: Go on with the run that ``output.run_name`` names.
+        verbose: Show the workers' own output.
+
+    Raises:
+        UserError: Of the config, the data or the model.
+        TrainingError: Training failed for good.
+        ServiceError: No Ray.
+    """
+    run = open_run(config, resume=resume)
+    prepared = prepare(config)
+    with ray_session(config.distributed, verbose=verbose) as cluster:
+        check_resources(config, cluster)
+        run.start(config)
+        announce(prepared, cluster, run)
+        files = ray.put(pack(prepared.source))
+        with watched(both(sink, run.keep)) as board:
+            result = _fit(prepared, run, cluster, files, board)
+        metrics = _metrics(result)
+        artifact = _export(prepared, run, cluster, files, result, metrics)
+    return TrainOutcome(run, artifact, metrics, int(_returned(result)["step"]))
+
+
+def open_run(config: RunConfig, *, resume: bool) -> Run:
+    """The run's folder, checked against what is there.
+
+    Raises:
+        ConfigError: It exists and is not to be resumed, or the other way round.
+    """
+    run = Run.of(config)
+    if resume:
+        if config.output.run_name is None:
+            raise ConfigError("to resume, name the run", key="output.run_name")
+        run.require_same(config)
+    elif run.exists():
+        raise ConfigError(
+            f"run '{run.name}' exists in {run.storage_path}: add --resume to go on with it, or choose another name",
+            key="output.run_name",
+        )
+    return run
+
+
+def uses_gpu(config: RunConfig, cluster: Cluster) -> bool:
+    """Whether workers get a GPU each."""
+    wanted = config.distributed.use_gpu
+    return cluster.num_gpus >= 1 if wanted == "auto" else wanted
+
+
+def check_resources(config: RunConfig, cluster: Cluster) -> None:
+    """Refuse a run that this cluster could never place. An autoscaling cluster may grow, so it is believed.
+
+    Raises:
+        ConfigError: More workers than a local Ray has room for, or a precision that the device lacks.
+    """
+    workers = config.distributed
+    if cluster.address is None and workers.use_gpu is True and cluster.num_gpus < workers.num_workers:
+        raise ConfigError(
+            f"{workers.num_workers} GPU workers, but this machine has {cluster.num_gpus:g} GPUs: "
+            "lower num_workers, or set use_gpu: auto",
+            key="distributed.num_workers",
+        )
+    if config.training.fp16 and not uses_gpu(config, cluster):
+        raise ConfigError("fp16 needs GPUs; on CPUs use bf16 or fp32", key="training.fp16")
+
+
+def _fit(prepared: Prepared, run: Run, cluster: Cluster, files: Any, board: Any) -> Result:
+    config = prepared.config
+    workers, on_gpu = config.distributed, uses_gpu(config, cluster)
+    payload = Payload(
+        config=config,
+        source=prepared.source,
+        template=prepared.template,
+        columns=prepared.columns,
+        model_files=files,
+        train=ray.put(prepared.train),
+        validation=ray.put(prepared.validation),
+        eval_rows=prepared.splits.validation[: config.training.eval_rows],
+        board=board,
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"payload": payload},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=on_gpu,
+            resources_per_worker={"CPU": workers.cpus_per_worker} | ({"GPU": 1} if on_gpu else {}),
+        ),
+        run_config=RayRunConfig(
+            name=run.name,
+            storage_path=run.storage_path,
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.training.save_total_limit,
+                checkpoint_score_attribute=SCORE,
+                checkpoint_score_order="max",
+            ),
+        ),
+    )
+    try:
+        return trainer.fit()
+    except TrainingFailedError as error:
+        raise _root_cause(error) from error
+
+
+def _root_cause(error: TrainingFailedError) -> RayloomError:
+    """Our own error from inside a worker as it was raised there; anything else as a `TrainingError`."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    for failure in failures.values():
+        cause = getattr(failure, "cause", None) or failure
+        if isinstance(cause, RayloomError):
+            return cause
+    text = "\n".join(str(failure) for failure in failures.values()) or str(error)
+    return TrainingError(f"training failed in the workers:\n{text}")
+
+
+def _returned(result: Result) -> dict[str, Any]:
+    value: dict[str, Any] = result.return_value or {}
+    return value
+
+
+def _best(result: Result) -> tuple[Checkpoint, dict[str, Any]]:
+    scored = [(c, m) for c, m in result.best_checkpoints or [] if SCORE in m]
+    if scored:
+        return max(scored, key=lambda pair: pair[1][SCORE])
+    if result.checkpoint is None:
+        raise TrainingError("training ended without a checkpoint")
+    return result.checkpoint, result.metrics or {}
+
+
+def _metrics(result: Result) -> dict[str, float]:
+    end = _returned(result)
+    seconds, tokens = float(end["train_s"]), float(end["tokens"])
+    best = {name: float(value) for name, value in _best(result)[1].items() if name != SCORE}
+    speed = tokens / seconds if seconds else 0.0
+    return best | {"train_s": seconds, "train_tokens": tokens, "train_tokens_per_s": speed}
+
+
+def _export(
+    prepared: Prepared, run: Run, cluster: Cluster, files: Any, result: Result, metrics: dict[str, float]
+) -> str:
+    spec = ExportSpec(
+        config=prepared.config,
+        source=prepared.source,
+        template=prepared.template,
+        columns=prepared.columns,
+        name=run.name,
+        golden_rows=(prepared.splits.validation or prepared.splits.train)[:4],
+        data_hash=prepared.splits.digest,
+        metrics=metrics,
+    )
+    destination = prepared.config.output.artifact_path or run.artifact_path
+    workers = prepared.config.distributed
+    task = _export_task.options(
+        num_cpus=workers.cpus_per_worker, num_gpus=1 if uses_gpu(prepared.config, cluster) else 0
+    )
+    try:
+        place: str = ray.get(task.remote(spec, _best(result)[0], destination, files))
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        raise cause if isinstance(cause, RayloomError) else TrainingError(f"export failed: {error}") from error
+    return place
+
+
+@ray.remote
+def _export_task(spec: ExportSpec, checkpoint: Checkpoint, destination: str, files: Any) -> str:
+    """On a worker node: the driver may be a small machine."""
+    with checkpoint.as_directory() as folder:
+        return export_artifact(spec, Path(folder), destination, files)

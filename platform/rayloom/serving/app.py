@@ -1,0 +1,136 @@
+"""The Ray Serve application: an HTTP ingress in front of autoscaled model replicas.
+
+``import_path: rayloom.serving.app:build`` in a Serve config file; its ``args`` are a `ServingConfig`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from rayloom.config import ServingConfig, validate
+from rayloom.serving.backend import ReplicaBackend
+from rayloom.serving.batching import run_batch
+from rayloom.serving.calls import Call, ModelInfo, Outcome, ServedModel
+from rayloom.serving.routes import Limits, create_app
+
+ModelFactory: TypeAlias = Callable[[ServingConfig], ServedModel]
+
+
+def build(args: Mapping[str, Any]) -> Application:
+    """The application that a Serve config file's ``args`` describe.
+
+    Args:
+        args: Fields of `ServingConfig`.
+
+    Raises:
+        ConfigError: Names the first argument that is wrong, and how to mend it.
+    """
+    return application(validate(ServingConfig, args))
+
+
+def application(config: ServingConfig, *, open_model: ModelFactory | None = None) -> Application:
+    """Bind the deployments.
+
+    Args:
+        config: What to serve, and how.
+        open_model: Opens the model inside a replica; a `TextGenerator` where not given.
+    """
+    replica: Any = (
+        ModelReplica  # Serve's decorators make deployments of classes, which their types do not say
+    )
+    ingress: Any = HttpIngress
+    model = replica.options(**_model_options(config)).bind(config, open_model or open_text_generator)
+    app: Application = ingress.options(**_ingress_options(config)).bind(model, config)
+    return app
+
+
+def open_text_generator(config: ServingConfig) -> ServedModel:
+    """Open the artifact for serving. Imports torch, so only replicas call it."""
+    from rayloom.serving.model import TextGeneratorModel
+
+    return TextGeneratorModel.open(config)
+
+
+@serve.deployment(name="Model")
+class ModelReplica:
+    """One copy of the model. Calls that arrive together are generated together."""
+
+    def __init__(self, config: ServingConfig, open_model: ModelFactory) -> None:
+        logging.getLogger("rayloom").setLevel(logging.INFO)
+        self._model = open_model(config)
+        # One thread: one batch at a time, while the replica still answers Serve's health checks.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generate")
+        self.complete.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
+        self.complete.set_batch_wait_timeout_s(config.batch_wait_timeout_s)  # type: ignore[attr-defined]
+
+    @serve.batch
+    async def complete(self, calls: list[Call]) -> list[Outcome]:
+        """Outcomes of a batch. Serve gathers the calls, and leaves out those that were cancelled."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, run_batch, self._model, calls)
+
+    def describe(self) -> ModelInfo:
+        """What is served."""
+        return self._model.info
+
+
+@serve.deployment(name="Http")
+@serve.ingress()
+class HttpIngress:
+    """Checks requests and hands them to the model replicas; needs no CPU of its own."""
+
+    def __init__(self, model: DeploymentHandle[Any], config: ServingConfig) -> None:
+        self._model, self._config = model, config
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve once the replica stands."""
+        config = self._config
+        backend = ReplicaBackend(
+            self._model,
+            app_name=serve.get_replica_context().app_name,
+            may_be_idle=config.autoscaling.min_replicas == 0,
+        )
+        limits = Limits(
+            request_timeout_s=config.request_timeout_s,
+            max_prompt_chars=config.max_prompt_chars,
+            max_sequences=config.max_sequences,
+        )
+        return create_app(backend, limits)
+
+
+def _model_options(config: ServingConfig) -> dict[str, Any]:
+    return {
+        "ray_actor_options": {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
+        "autoscaling_config": config.autoscaling.model_dump(exclude_none=True),
+        "max_ongoing_requests": _calls_per_replica(config),
+        "max_queued_requests": config.max_queued_requests,
+        # Often, so that a lost replica is noticed, and replaced, soon.
+        "health_check_period_s": 2.0,
+        # A replica that is replaced first finishes what it has begun.
+        "graceful_shutdown_timeout_s": config.request_timeout_s,
+    }
+
+
+def _ingress_options(config: ServingConfig) -> dict[str, Any]:
+    # The model's queue is the one that refuses; the ingress must never be the narrower one.
+    waiting = config.max_queued_requests if config.max_queued_requests >= 0 else 100_000
+    return {
+        "ray_actor_options": {"num_cpus": 0},
+        "max_ongoing_requests": waiting + config.autoscaling.max_replicas * _calls_per_replica(config) + 64,
+        "graceful_shutdown_timeout_s": config.request_timeout_s,
+    }
+
+
+def _calls_per_replica(config: ServingConfig) -> int:
+    """One batch being generated and the next one gathering; never fewer than autoscaling aims at."""
+    return max(2 * config.max_batch_size, math.ceil(config.autoscaling.target_ongoing_requests))

@@ -1,0 +1,180 @@
+"""Serve on this machine: a local Ray of its own, one application, loopback unless told otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import ray
+from ray import serve
+from ray.serve import Application
+
+from rayloom import errors
+from rayloom.artifacts import open_artifact
+from rayloom.config import ServingConfig
+from rayloom.errors import RayloomError, ServiceError
+from rayloom.serving.app import ModelFactory, application
+
+_APP_NAME = "rayloom"
+_OBJECT_STORE_BYTES = 128 * 1024**2
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve_artifact(
+    config: ServingConfig, *, host: str = "127.0.0.1", port: int = 8000, say: Callable[[str], None]
+) -> None:
+    """Serve until Ctrl-C.
+
+    Args:
+        config: What to serve, and how.
+        host: Address to listen on. Anything but loopback opens an unprotected service to the network.
+        port: Port to listen on; 0 for a free one.
+        say: Gets one text at a time for the user.
+
+    Raises:
+        UserError: The artifact or model cannot be opened.
+        ServiceError: The port is taken, or a replica failed.
+    """
+    if host not in _LOOPBACK:
+        say(f"Warning: listening on {host} lets anyone who reaches it use the model: there is no login.")
+    say(f"Opening {config.artifact} …")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with serving(config, host=host, port=port) as url:
+        say(greeting(url, answers=_served_task(url) != "language-modeling"))
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(1.0)
+        say("Stopping …")
+
+
+@contextlib.contextmanager
+def serving(
+    config: ServingConfig, *, host: str = "127.0.0.1", port: int = 0, open_model: ModelFactory | None = None
+) -> Iterator[str]:
+    """Serve while the context lasts, for tests and notebooks.
+
+    A Ray that is initialised already is used and left running; else a local one is started and stopped again.
+
+    Args:
+        config: What to serve, and how.
+        host: Address to listen on.
+        port: Port to listen on; 0 for a free one.
+        open_model: Opens the model in a replica; a `TextGenerator` where not given.
+
+    Yields:
+        The URL, without a slash at its end.
+
+    Raises:
+        ArtifactError: The artifact is damaged.
+        ServiceError: The port is taken, Serve runs already on this Ray, or the model cannot be opened.
+    """
+    port = _checked_port(host, port)
+    config = _checked_artifact(config) if open_model is None else config
+    with contextlib.ExitStack() as stack:
+        if ray.is_initialized():
+            _refuse_second()
+            stack.callback(serve.shutdown)
+        else:
+            stack.enter_context(_local_ray(config))
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        _deploy(application(config, open_model=open_model))
+        yield f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+
+
+def greeting(url: str, *, answers: bool) -> str:
+    """What the user sees once the model takes calls: where it is, and how to ask it.
+
+    Args:
+        url: Of the service.
+        answers: Whether the model answers questions; else it continues text.
+    """
+    path, field = ("/answer", "question") if answers else ("/generate", "prompt")
+    body = json.dumps({field: "What is a kestrel?" if answers else "Once upon a time", "max_new_tokens": 32})
+    return (
+        f"Serving on {url} (Ctrl-C stops it)\n"
+        f"  documentation  {url}/docs\n"
+        f"  try            curl -s {url}{path} -H 'Content-Type: application/json' -d '{body}'"
+    )
+
+
+def _served_task(url: str) -> str | None:
+    health = httpx.get(f"{url}/health", timeout=30.0).json()
+    task: str | None = health.get("model", {}).get("task")
+    return task
+
+
+@contextlib.contextmanager
+def _local_ray(config: ServingConfig) -> Iterator[None]:
+    # Sockets live in this folder, and their paths may not be long.
+    temp_dir = tempfile.mkdtemp(prefix="rayloom-")
+    try:
+        ray.init(
+            "local",
+            num_cpus=max(1, math.ceil(config.num_cpus * config.autoscaling.max_replicas)),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=temp_dir,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _deploy(app: Application) -> None:
+    """Wait until the model takes calls; a replica's own error is raised here again."""
+    try:
+        serve.run(app, name=_APP_NAME)
+    except RuntimeError as error:
+        status = serve.status().applications.get(_APP_NAME)
+        messages = [each.message for each in status.deployments.values() if each.message] if status else []
+        raise replica_error(messages[0] if messages else str(error)) from None
+
+
+def replica_error(message: str) -> RayloomError:
+    """The error that a replica died of, from the traceback that Serve keeps of it."""
+    found = re.search(r"^rayloom\.errors\.(\w+): (.*)", message, re.MULTILINE | re.DOTALL)
+    kind = getattr(errors, found[1], None) if found else None
+    if found and isinstance(kind, type) and issubclass(kind, RayloomError):
+        return kind(found[2].strip())
+    last = message.strip().splitlines()[-1]
+    return ServiceError(f"the model could not be opened: {last}")
+
+
+def _checked_port(host: str, port: int) -> int:
+    """The port, or a free one for 0; refused here, where the reason is plain, rather than by a proxy."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServiceError(
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def _checked_artifact(config: ServingConfig) -> ServingConfig:
+    """Local paths made absolute, for replicas run elsewhere; a damaged artifact is refused at once."""
+    path = Path(config.artifact).expanduser()
+    if "://" in config.artifact or (path / "manifest.json").is_file():
+        return config.model_copy(update={"artifact": str(open_artifact(config.artifact).path)})
+    return config.model_copy(update={"artifact": str(path.resolve())}) if path.exists() else config
+
+
+def _refuse_second() -> None:
+    if serve.status().proxies:
+        raise ServiceError("Ray Serve runs on this Ray already: stop it first, or use `serve deploy`")

@@ -1,0 +1,138 @@
+"""How gradients are made and applied: plain PyTorch, or DeepSpeed (see `deepspeed_backend`)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rayloom.config import Precision, RunConfig
+from rayloom.training import distributed
+from rayloom.training.loss import TokenLoss
+from rayloom.training.optimizer import build_optimizer, set_learning_rate
+
+Batch = dict[str, Tensor]
+
+
+class Backend(Protocol):
+    """One model being trained on this process, in step with the other ranks."""
+
+    device: torch.device
+    module: TokenLoss
+    """The bare loss module; its ``model`` is the transformers or PEFT model."""
+
+    def loss(self, batch: Batch, first_target: int) -> Tensor:
+        """Summed loss of a batch without gradients (for validation)."""
+
+    def backward(self, batch: Batch, first_target: int, *, scale: float, is_last: bool) -> Tensor:
+        """Add the gradients of ``scale x summed loss``; gradients are then averaged over ranks.
+
+        Args:
+            batch: Micro-batch on this backend's device.
+            first_target: See `TokenLoss.forward`.
+            scale: Weight of the summed loss; 0 for a filler.
+            is_last: Whether the optimizer step follows.
+
+        Returns:
+            The summed loss, detached.
+        """
+
+    def update(self, learning_rate: float) -> Tensor | float:
+        """Clip, step, clear gradients; returns the gradient norm before clipping."""
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Whole trained weights in float32 on the CPU, by name. Collective; empty on ranks above 0."""
+
+    def save(self, folder: Path) -> None:
+        """Write optimizer state and, for sharded weights, the weights. Collective."""
+
+    def load(self, folder: Path) -> None:
+        """Put back what `save` and `trained_weights` kept. Collective."""
+
+
+class PlainBackend:
+    """PyTorch with DistributedDataParallel: the reference that DeepSpeed is compared with.
+
+    Weights stay in float32; bf16 and fp16 run under autocast.
+    """
+
+    def __init__(self, module: TokenLoss, config: RunConfig, device: torch.device) -> None:
+        self.module, self.device, self._config = module.to(device), device, config
+        self._precision: Precision = config.training.precision
+        self._optimizer = build_optimizer(self.module, config.training, device, offload=False)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._precision == "fp16")
+        self._parallel: nn.Module = self.module
+        if distributed.world_size() > 1:
+            self._parallel = DistributedDataParallel(self.module, device_ids=_device_ids(device))
+
+    def loss(self, batch: Batch, first_target: int) -> Tensor:
+        """See `Backend.loss`."""
+        with torch.no_grad(), self._autocast():
+            loss: Tensor = self.module(**batch, first_target=first_target)
+        return loss
+
+    def backward(self, batch: Batch, first_target: int, *, scale: float, is_last: bool) -> Tensor:
+        """See `Backend.backward`."""
+        with self._synchronised(is_last):
+            with self._autocast():
+                loss: Tensor = self._parallel(**batch, first_target=first_target)
+            self._scaler.scale(loss * scale).backward()
+        return loss.detach()
+
+    def update(self, learning_rate: float) -> Tensor | float:
+        """See `Backend.update`."""
+        set_learning_rate(self._optimizer, learning_rate)
+        self._scaler.unscale_(self._optimizer)
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        limit = self._config.training.max_grad_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(trained, limit)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """See `Backend.trained_weights`."""
+        if distributed.rank() != 0:
+            return {}
+        named = self.module.model.named_parameters()
+        return {name: p.detach().float().cpu().clone() for name, p in named if p.requires_grad}
+
+    def save(self, folder: Path) -> None:
+        """See `Backend.save`. Ranks are equal, so the first one's state is enough."""
+        if distributed.rank() == 0:
+            state = {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+            torch.save(state, folder / "plain.pt")
+
+    def load(self, folder: Path) -> None:
+        """See `Backend.load`."""
+        from rayloom.models import load_trained_weights
+        from rayloom.training.checkpoint import load_weights
+
+        load_trained_weights(self.module.model, load_weights(folder))
+        state = torch.load(folder / "plain.pt", map_location=self.device, weights_only=True)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self._precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self._precision == "bf16" else torch.float16)
+
+    @contextlib.contextmanager
+    def _synchronised(self, is_last: bool) -> Iterator[None]:
+        """Let gradients travel only with the last micro-batch of a step."""
+        if is_last or not isinstance(self._parallel, DistributedDataParallel):
+            yield
+        else:
+            with self._parallel.no_sync():
+                yield
+
+
+def _device_ids(device: torch.device) -> list[int] | None:
+    return [device.index or 0] if device.type == "cuda" else None

@@ -1,0 +1,72 @@
+"""Typed stand-ins for a model and for its replicas: serving without Ray and without torch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rayloom.config import GenerationConfig
+from rayloom.errors import RequestError
+from rayloom.serving.batching import run_batch
+from rayloom.serving.calls import Call, Completion, Health, ModelInfo, Outcome, Prompt
+
+QA_MODEL = ModelInfo(name="fake-qa", family="t5", task="question-answering", answers_questions=True)
+PLAIN_MODEL = ModelInfo(name="fake-lm", family="gpt2", task="language-modeling", answers_questions=False)
+
+
+@dataclass
+class FakeModel:
+    """Writes its prompt in capitals, cut at max_new_tokens words; refuses 'bad' and breaks on 'crash'."""
+
+    info: ModelInfo = QA_MODEL
+    batches: list[tuple[list[str], dict[str, Any]]] = field(default_factory=list)
+
+    def complete(self, prompts: Sequence[Prompt], parameters: Mapping[str, Any]) -> list[Completion]:
+        self.batches.append(([prompt.text for prompt in prompts], dict(parameters)))
+        config = GenerationConfig(do_sample=True).merged(**parameters)
+        return [self._completion(prompt, config) for prompt in prompts]
+
+    def _completion(self, prompt: Prompt, config: GenerationConfig) -> Completion:
+        if prompt.text == "bad":
+            raise RequestError("the prompt is bad")
+        if prompt.text == "crash":
+            raise RuntimeError("secret detail")
+        words = f"{prompt.context or ''} {prompt.text}".upper().split()
+        kept = words[: config.max_new_tokens]
+        return Completion(
+            model=self.info.name,
+            texts=tuple(" ".join(kept) for _ in range(config.num_return_sequences)),
+            finish_reason="stop" if kept == words else "length",
+            prompt_tokens=len(words),
+            completion_tokens=len(kept) * config.num_return_sequences,
+            logprobs=([{"token": word, "logprob": -0.5} for word in kept],)
+            if config.logprobs is not None
+            else None,
+        )
+
+
+@dataclass
+class FakeBackend:
+    """Runs every call by itself through the real batch logic, after a delay; or gives a fixed outcome."""
+
+    model: FakeModel = field(default_factory=FakeModel)
+    delay_s: float = 0.0
+    outcome: Outcome | None = None
+    state: Health = field(default_factory=lambda: Health("ok", 1, QA_MODEL))
+    error: Exception | None = None
+    num_cancelled: int = 0
+
+    async def complete(self, call: Call) -> Outcome:
+        try:
+            await asyncio.sleep(self.delay_s)
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        if self.error:
+            raise self.error
+        return self.outcome or run_batch(self.model, [call])[0]
+
+    async def health(self) -> Health:
+        return self.state

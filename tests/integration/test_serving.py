@@ -1,0 +1,104 @@
+"""The Serve application on a local Ray: what HTTP answers is what the Python API writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from rayloom.config import ServingConfig
+from rayloom.errors import ServiceError
+from rayloom.generation import TextGenerator
+from rayloom.serving import serving
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+QUESTIONS = [
+    "What is a kestrel?",
+    "Who built the mill?",
+    "Why?",
+    "Where does the river that passes the town end?",
+]
+CONTEXT = "The river flows past the old mill."
+
+
+def post_all(url: str, path: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(lambda body: httpx.post(f"{url}{path}", json=body, timeout=120.0), bodies))
+
+
+@pytest.fixture(scope="module")
+def t5_url(tiny_artifact_t5: Path) -> Iterator[str]:
+    config = ServingConfig(
+        artifact=str(tiny_artifact_t5), num_cpus=0.5, batch_wait_timeout_s=0.05, max_prompt_chars=2000
+    )
+    with serving(config) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def t5(tiny_artifact_t5: Path) -> TextGenerator:
+    return TextGenerator(tiny_artifact_t5)
+
+
+def test_health_names_the_model(t5_url: str, t5: TextGenerator) -> None:
+    body = httpx.get(f"{t5_url}/health").json()
+    assert body["status"] == "ok"
+    assert body["num_replicas"] == 1
+    assert body["model"] == {"name": t5.name, "family": "t5", "task": t5.template.task}
+
+
+def test_calls_in_one_batch_get_what_each_gets_alone(t5_url: str, t5: TextGenerator) -> None:
+    asked = [
+        {"question": question, "context": CONTEXT, "max_new_tokens": limit, **more}
+        for question in QUESTIONS
+        for limit in (3, 8)
+        for more in ({}, {"num_beams": 2})
+    ]
+    responses = post_all(t5_url, "/answer", asked)
+    assert [response.status_code for response in responses] == [200] * len(asked)
+    for body, response in zip(asked, responses, strict=True):
+        params = {key: value for key, value in body.items() if key not in ("question", "context")}
+        assert response.json()["answer"] == t5.generate(str(body["question"]), context=CONTEXT, **params)
+        assert response.json()["usage"]["completion_tokens"] <= int(str(body["max_new_tokens"]))
+
+
+def test_a_seed_gives_the_same_text_again(t5_url: str, t5: TextGenerator) -> None:
+    body = {"prompt": "why", "do_sample": True, "seed": 7, "max_new_tokens": 8, "num_generations": 2}
+    first, second = post_all(t5_url, "/generate", [body, body])
+    assert first.json()["texts"] == second.json()["texts"]
+    params = {key: value for key, value in body.items() if key != "prompt"}
+    assert first.json()["texts"] == t5.generate("why", **params)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/answer", {"question": "x", "max_tokens": 3}, 422),
+        ("/answer", {"question": "x", "num_beams": 2, "num_beam_groups": 3}, 400),
+        ("/generate", {"prompt": "x", "json_schema": {"type": "object"}}, 400),
+        ("/generate", {"prompt": "x" * 2001}, 413),
+        ("/nothing", {}, 404),
+    ],
+)
+def test_the_callers_mistakes(t5_url: str, path: str, body: dict[str, Any], status: int) -> None:
+    response = httpx.post(f"{t5_url}{path}", json=body)
+    assert response.status_code == status
+    assert response.json()["error"]["message"]
+
+
+def test_documentation(t5_url: str) -> None:
+    assert httpx.get(f"{t5_url}/docs").status_code == 200
+    assert set(httpx.get(f"{t5_url}/openapi.json").json()["paths"]) == {"/generate", "/answer", "/health"}
+
+
+def test_only_one_at_a_time(t5_url: str) -> None:
+    with (
+        pytest.raises(ServiceError, match="runs on this Ray already"),
+        serving(ServingConfig(artifact="x")),
+    ):
+        pytest.fail("a second one was served")
+    assert httpx.get(f"{t5_url}/health").status_code == 200

@@ -1,0 +1,111 @@
+"""Several applications in turn on a local Ray: an adapter, a damaged artifact, a lost replica."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from rayloom.config import AutoscalingConfig, ServingConfig
+from rayloom.errors import ArtifactError
+from rayloom.generation import TextGenerator
+from rayloom.serving import serving
+from rayloom.serving.app import ModelFactory
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+QUESTIONS = [
+    "What is a kestrel?",
+    "Who built the mill?",
+    "Why?",
+    "Where does the river that passes the town end?",
+]
+CONTEXT = "The river flows past the old mill."
+
+
+def post_all(url: str, path: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(lambda body: httpx.post(f"{url}{path}", json=body, timeout=120.0), bodies))
+
+
+def test_a_causal_model_with_an_adapter(tiny_artifact_llama: Path) -> None:
+    generator = TextGenerator(tiny_artifact_llama)
+    config = ServingConfig(artifact=str(tiny_artifact_llama), num_cpus=0.5, generation={"max_new_tokens": 5})
+    with serving(config) as url:
+        responses = post_all(url, "/generate", [{"prompt": question} for question in QUESTIONS])
+        assert [each.json()["text"] for each in responses] == [
+            generator.generate(question, max_new_tokens=5) for question in QUESTIONS
+        ]
+
+
+def test_a_damaged_artifact_is_refused_before_anything_starts(tiny_artifact_t5: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_artifact_t5, tmp_path / "copy"))
+    weights = next((copy / "model").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactError, match=weights.name), serving(ServingConfig(artifact=str(copy))):
+        pytest.fail("served a damaged artifact")
+
+
+@pytest.fixture
+def slow_model() -> ModelFactory:
+    """Takes 0.4 s per batch, or as many seconds as the prompt says; 'die' kills the replica."""
+
+    def open_slow(config: ServingConfig) -> Any:
+        import os
+        import time
+
+        from rayloom.serving.calls import Completion, ModelInfo
+
+        class Slow:
+            info = ModelInfo("slow", "t5", "question-answering")
+
+            def complete(self, prompts: Any, parameters: Any) -> list[Completion]:
+                texts = [prompt.text for prompt in prompts]
+                if "die" in texts:
+                    os._exit(1)
+                time.sleep(max(float(text) if text.isdigit() else 0.4 for text in texts))
+                return [Completion("slow", (str(len(texts)),), "stop", 1, 1) for _ in texts]
+
+        return Slow()
+
+    return open_slow
+
+
+def test_overload_timeout_and_a_lost_replica(slow_model: ModelFactory) -> None:
+    config = ServingConfig(
+        artifact="none",
+        num_cpus=0.5,
+        max_batch_size=4,
+        batch_wait_timeout_s=0.1,
+        max_queued_requests=4,
+        request_timeout_s=4.0,
+        autoscaling=AutoscalingConfig(target_ongoing_requests=4),
+    )
+    with serving(config, open_model=slow_model) as url:
+        # Four calls fit into one batch.
+        responses = post_all(url, "/generate", [{"prompt": "a"}] * 4)
+        assert max(int(each.json()["text"]) for each in responses) > 1
+
+        # Eight are taken by the replica and four wait; of the others at least some are turned away.
+        responses = post_all(url, "/generate", [{"prompt": "a"}] * 40)
+        counts = Counter(each.status_code for each in responses)
+        assert set(counts) == {200, 503}
+        refused = next(each for each in responses if each.status_code == 503)
+        assert refused.json()["error"]["type"] == "overloaded"
+        assert int(refused.headers["retry-after"]) >= 1
+
+        late = httpx.post(f"{url}/generate", json={"prompt": "6"}, timeout=30.0)
+        assert (late.status_code, late.json()["error"]["type"]) == (504, "timeout")
+        time.sleep(2.5)  # the batch is still being generated: it has no place left to stop at
+
+        lost = httpx.post(f"{url}/generate", json={"prompt": "die"}, timeout=30.0)
+        assert (lost.status_code, lost.json()["error"]["type"]) == (503, "not_ready")
+        deadline = time.monotonic() + 60.0
+        while httpx.post(f"{url}/generate", json={"prompt": "a"}, timeout=30.0).status_code != 200:
+            assert time.monotonic() < deadline, "the replica did not come back"
+            time.sleep(0.5)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from rayloom.config import ServingConfig
+from rayloom.errors import ArtifactError, ServiceError
+from rayloom.serving.launcher import greeting, replica_error, serve_artifact
+
+TRACEBACK = """The deployment failed to start 3 times in a row. Error:
+ray::ServeReplica:rayloom:Model.initialize_and_get_metadata() (pid=1)
+RuntimeError: Traceback (most recent call last):
+  File "app.py", line 66, in __init__
+    self._model = open_model(config)
+"""
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    yield listener.getsockname()[1]
+    listener.close()
+
+
+def test_a_replicas_own_error_comes_back() -> None:
+    error = replica_error(TRACEBACK + "rayloom.errors.ArtifactError: /x: no manifest.json\nTrain one first")
+    assert type(error) is ArtifactError
+    assert str(error) == "/x: no manifest.json\nTrain one first"
+    assert error.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "last", ["MemoryError: no room", "rayloom.errors.NoSuchError: x", "rayloom.errors.Path: x"]
+)
+def test_other_errors_keep_their_last_line(last: str) -> None:
+    error = replica_error(TRACEBACK + last)
+    assert type(error) is ServiceError
+    assert str(error) == f"the model could not be opened: {last}"
+
+
+def test_a_taken_port_is_said_before_anything_starts(taken_port: int) -> None:
+    said: list[str] = []
+    with pytest.raises(
+        ServiceError, match=rf"cannot listen on 127.0.0.1:{taken_port}.*choose another --port"
+    ):
+        serve_artifact(ServingConfig(artifact="x"), port=taken_port, say=said.append)
+    assert not any("Warning" in text for text in said)
+
+
+def test_other_addresses_than_loopback_are_warned_of(taken_port: int) -> None:
+    said: list[str] = []
+    with pytest.raises(ServiceError):
+        # An address of no interface here: refused by the operating system after the warning.
+        serve_artifact(ServingConfig(artifact="x"), host="203.0.113.7", port=taken_port, say=said.append)
+    assert said[0].startswith("Warning: listening on 203.0.113.7")
+    assert "no login" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("answers", "ask"), [(True, "/answer {'question'"), (False, "/generate {'prompt'")], ids=["qa", "lm"]
+)
+def test_the_greeting_can_be_pasted(answers: bool, ask: str) -> None:
+    path, start = ask.replace("'", '"').split()
+    text = greeting("http://127.0.0.1:8000", answers=answers)
+    assert "http://127.0.0.1:8000/docs" in text
+    assert f"curl -s http://127.0.0.1:8000{path} -H 'Content-Type: application/json' -d '{start}:" in text

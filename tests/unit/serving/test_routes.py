@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from rayloom.config import GenerationConfig
+from rayloom.serving.calls import Health, Problem
+from rayloom.serving.routes import Limits, create_app
+
+from tests.fakes_serving import PLAIN_MODEL, FakeBackend, FakeModel
+
+LIMITS = Limits(request_timeout_s=5.0, max_prompt_chars=50, max_sequences=4)
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def client(backend: FakeBackend) -> Iterator[TestClient]:
+    with TestClient(create_app(backend, LIMITS), raise_server_exceptions=False) as client:
+        yield client
+
+
+def error_of(response: httpx.Response) -> tuple[int, str, str]:
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"type", "message"}
+    return response.status_code, body["error"]["type"], body["error"]["message"]
+
+
+def test_generate_answers_with_text_usage_and_reason(client: TestClient) -> None:
+    response = client.post("/generate", json={"prompt": "one two three", "max_new_tokens": 2})
+    assert response.status_code == 200
+    assert response.json() == {
+        "text": "ONE TWO",
+        "finish_reason": "length",
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+        "model": "fake-qa",
+    }
+
+
+def test_answer_passes_the_context(client: TestClient) -> None:
+    response = client.post("/answer", json={"question": "capital?", "context": "paris"})
+    assert response.json()["answer"] == "PARIS CAPITAL?"
+    assert response.json()["finish_reason"] == "stop"
+
+
+def test_several_texts_and_logprobs(client: TestClient) -> None:
+    body = client.post("/generate", json={"prompt": "a b", "num_generations": 3, "logprobs": 0}).json()
+    assert body["texts"] == ["A B"] * 3
+    assert body["logprobs"] == [[{"token": "A", "logprob": -0.5}, {"token": "B", "logprob": -0.5}]]
+
+
+def test_the_replica_gets_exactly_what_the_request_names(client: TestClient, backend: FakeBackend) -> None:
+    sent = {"num_beams": 2, "temperature": 0.7, "exponential_decay_length_penalty": [3, 1.5], "seed": None}
+    client.post("/generate", json={"prompt": "hi", **sent})
+    assert backend.model.batches[-1][1] == {
+        "num_beams": 2,
+        "temperature": 0.7,
+        "exponential_decay_length_penalty": [3, 1.5],
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        (
+            "/generate",
+            {"prompt": "x", "temprature": 1},
+            422,
+            "unknown field 'temprature'; did you mean 'temperature'?",
+        ),
+        ("/generate", {"prompt": "x", "zzzz": 1}, 422, "unknown field 'zzzz'"),
+        ("/generate", {}, 422, "'prompt' is required"),
+        ("/generate", {"prompt": ""}, 422, "prompt: string should have at least 1 character"),
+        ("/generate", {"prompt": 7}, 422, "prompt: input should be a valid string"),
+        ("/generate", {"prompt": "x", "top_p": 1.5}, 422, "top_p: input should be less than or equal to 1"),
+        ("/answer", {"prompt": "x", "question": "y"}, 422, "unknown field 'prompt'"),
+        ("/answer", {"qestion": "y"}, 422, "unknown field 'qestion'; did you mean 'question'?"),
+        ("/generate", [1], 422, "the body is to be a JSON object"),
+        (
+            "/generate",
+            {"prompt": "x", "num_return_sequences": 5, "do_sample": True},
+            400,
+            "num_return_sequences 5",
+        ),
+        ("/generate", {"prompt": "x", "num_beams": 100000}, 400, "num_beams 100000 is too many"),
+        (
+            "/generate",
+            {"prompt": "x", "do_sample": False, "top_k": 5},
+            400,
+            "top_k only matters when sampling",
+        ),
+        ("/generate", {"prompt": "bad"}, 400, "the prompt is bad"),
+        ("/answer", {"question": "bad"}, 400, "the prompt is bad"),
+    ],
+)
+def test_the_callers_mistakes_are_4xx(
+    client: TestClient, path: str, body: Any, status: int, message: str
+) -> None:
+    code, kind, text = error_of(client.post(path, json=body))
+    assert (code, kind) == (status, "invalid_request")
+    assert message in text
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "x", "prefix": "\\udc00"}',
+        b'{"prompt": "x", "temperature": NaN}',
+    ],
+)
+def test_text_and_numbers_that_are_none_are_refused(client: TestClient, raw: bytes) -> None:
+    response = client.post("/generate", content=raw, headers={"content-type": "application/json"})
+    assert error_of(response)[:2] == (422, "invalid_request")
+
+
+def test_a_body_that_is_not_sent_as_json(client: TestClient) -> None:
+    response = client.post("/generate", content=b"prompt=x", headers={"content-type": "text/plain"})
+    assert error_of(response)[:2] == (422, "invalid_request")
+
+
+def test_broken_json(client: TestClient) -> None:
+    response = client.post("/generate", content=b'{"prompt": ', headers={"content-type": "application/json"})
+    code, kind, message = error_of(response)
+    assert (code, kind) == (400, "invalid_request")
+    assert "not valid JSON" in message
+
+
+@pytest.mark.parametrize("field", ["question", "context"])
+def test_too_long_a_text_is_413(client: TestClient, field: str) -> None:
+    code, kind, message = error_of(client.post("/answer", json={"question": "x", field: "y" * 51}))
+    assert (code, kind) == (413, "prompt_too_long")
+    assert message == "51 characters are too many; this server takes 50 per text"
+
+
+def test_unknown_paths_and_methods(client: TestClient) -> None:
+    assert error_of(client.get("/nothing"))[:2] == (404, "not_found")
+    response = client.get("/generate")
+    assert error_of(response)[:2] == (405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+def test_a_question_for_a_model_without_a_template() -> None:
+    backend = FakeBackend(FakeModel(PLAIN_MODEL))
+    with TestClient(create_app(backend, LIMITS)) as client:
+        code, _, message = error_of(client.post("/answer", json={"question": "why?"}))
+        assert client.post("/generate", json={"prompt": "x"}).json()["text"] == "X"
+    assert code == 400
+    assert "'fake-lm' (language-modeling) has no prompt template for questions" in message
+
+
+def test_a_timeout_is_504_and_drops_the_call() -> None:
+    backend = FakeBackend(delay_s=30.0)
+    with TestClient(create_app(backend, Limits(0.05, 50, 4))) as client:
+        code, kind, message = error_of(client.post("/generate", json={"prompt": "x"}))
+    assert (code, kind) == (504, "timeout")
+    assert "0.05 s" in message
+    assert backend.num_cancelled == 1
+
+
+def test_overload_says_when_to_come_back(client: TestClient, backend: FakeBackend) -> None:
+    backend.outcome = Problem(503, "overloaded", "too many", retry_after_s=2)
+    response = client.post("/generate", json={"prompt": "x"})
+    assert error_of(response) == (503, "overloaded", "too many")
+    assert response.headers["retry-after"] == "2"
+
+
+def test_failures_of_the_server_tell_no_details(client: TestClient, backend: FakeBackend) -> None:
+    code, kind, message = error_of(client.post("/generate", json={"prompt": "crash"}))
+    assert (code, kind) == (500, "internal")
+    assert "secret" not in message
+    backend.error = RuntimeError("secret detail")
+    code, kind, message = error_of(client.post("/generate", json={"prompt": "x"}))
+    assert (code, kind) == (500, "internal")
+    assert "secret" not in message
+
+
+def test_health(client: TestClient, backend: FakeBackend) -> None:
+    assert client.get("/health").json() == {
+        "status": "ok",
+        "num_replicas": 1,
+        "model": {"name": "fake-qa", "family": "t5", "task": "question-answering"},
+    }
+    backend.state = Health("idle", 0)
+    assert client.get("/health").json() == {"status": "idle", "num_replicas": 0}
+    backend.state = Health("not_ready", 0)
+    response = client.get("/health")
+    assert error_of(response)[:2] == (503, "not_ready")
+    assert "retry-after" in response.headers
+
+
+def test_openapi_derives_every_parameter_from_the_config(client: TestClient) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    for name, own in (("GenerateRequest", ["prompt", "context"]), ("AnswerRequest", ["question", "context"])):
+        properties = schemas[name]["properties"]
+        assert list(properties) == own + list(GenerationConfig.model_fields)
+        assert schemas[name]["required"] == own[:1]
+        assert schemas[name]["additionalProperties"] is False
+        for field, info in GenerationConfig.model_fields.items():
+            assert properties[field]["description"] == info.description
+            assert "default" not in properties[field]
+
+
+def test_the_documentation_page(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.status_code == 200
+    assert page.url.path == "/docs"
+    assert "swagger" in page.text.lower()
+
+
+def test_calls_wait_side_by_side() -> None:
+    app = create_app(FakeBackend(delay_s=0.2), LIMITS)
+
+    async def post_all() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            return await asyncio.gather(
+                *(http.post("/generate", json={"prompt": f"p{i}"}) for i in range(20))
+            )
+
+    async def timed() -> tuple[list[httpx.Response], float]:
+        start = asyncio.get_running_loop().time()
+        return await post_all(), asyncio.get_running_loop().time() - start
+
+    responses, elapsed_s = asyncio.run(timed())
+    assert [response.json()["text"] for response in responses] == [f"P{i}" for i in range(20)]
+    assert elapsed_s < 2.0
