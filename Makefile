@@ -32,7 +32,7 @@ $(VENV)/.setup-done: pyproject.toml requirements.txt
 	@touch $@
 
 demo: setup ## fine-tune, measure, ask and serve a small real model, offline
-	@$(BIN)/python -m rayloom.cli.demo
+	@$(BIN)/rayloom demo
 
 test: test-unit test-integration ## every test that takes seconds
 

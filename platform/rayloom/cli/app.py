@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rayloom.cli.config import config_app
+from rayloom.cli.demo import demo
 from rayloom.cli.doctor import doctor
 from rayloom.cli.evaluate import evaluate
 from rayloom.cli.generate import generate
@@ -34,6 +35,7 @@ app.command()(evaluate)
 app.command()(generate)
 app.command()(serve)
 app.command()(submit)
+app.command()(demo)
 app.add_typer(config_app, name="config")
 
 

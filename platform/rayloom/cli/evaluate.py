@@ -51,12 +51,17 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure an artifact on validation and test rows, and write a report (Markdown, HTML, JSON)."""
-    job = _job(target, set_, split, max_rows, output)
+    measure(_job(target, set_, split, max_rows, output), baseline=baseline, device=device)
+
+
+def measure(job: EvaluateJob, *, baseline: bool, device: str | None = None) -> JobOutcome:
+    """Run an evaluation with progress bars, and print what it found."""
     from rayloom.evaluation import run_job
 
     with _progress() as shown:
         outcome = run_job(job, baseline=baseline, device=device, progress=_Bars(shown))
     _print_outcome(outcome)
+    return outcome
 
 
 def _job(

@@ -108,6 +108,8 @@ def _stream(generator: TextGenerator, texts: list[str], context: str | None, par
 def _params(pairs: list[str], common: dict[str, Any]) -> dict[str, Any]:
     import yaml
 
+    from rayloom.config import parse_yaml
+
     params = {name: value for name, value in common.items() if value is not None}
     for pair in pairs:
         name, separator, text = pair.partition("=")
@@ -117,7 +119,7 @@ def _params(pairs: list[str], common: dict[str, Any]) -> dict[str, Any]:
         if name in params:
             raise RequestError(f"--param {pair!r}: {name} is given twice")
         try:
-            params[name] = yaml.safe_load(text)
+            params[name] = parse_yaml(text)
         except yaml.YAMLError:
             raise RequestError(
                 f"--param {pair!r}: the value is not valid YAML; put quotes around text"

@@ -146,6 +146,9 @@ def _check(folder: Path, model: str, task: TaskType, force: bool) -> None:
         raise ConfigError(f"'{name}' cannot name a project: take letters, digits, '.', '_' and '-'")
     if folder.exists() and not folder.is_dir():
         raise ConfigError("there is a file of this name", path=folder)
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ConfigError("this is a file, so no folder can lie below it", path=above)
     if not force and folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
             "the folder is not empty: take another name, or --force to write into it", path=folder

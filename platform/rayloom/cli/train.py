@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,7 +31,7 @@ def train(
     """
     from rayloom.config import load_run_config
 
-    loaded = load_run_config(config, [*set_, *([f"output.run_name={resume}"] if resume else [])])
+    loaded = load_run_config(config, [*set_, *([f"output.run_name={json.dumps(resume)}"] if resume else [])])
     from rayloom.launch import TerminalSink, run_training
 
     with TerminalSink(console) as sink:

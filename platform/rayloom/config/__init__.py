@@ -11,6 +11,7 @@ from rayloom.config.loading import (
     load_job,
     load_run_config,
     load_section,
+    parse_yaml,
     validate,
 )
 from rayloom.config.model import LoraConfig, ModelConfig, RandomInit, TaskType
@@ -43,5 +44,6 @@ __all__ = [
     "load_run_config",
     "load_section",
     "nearest",
+    "parse_yaml",
     "validate",
 ]

@@ -19,6 +19,7 @@ from rayloom.errors import ConfigError
 
 SectionT = TypeVar("SectionT", bound=Section)
 
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 _PATH_KEYS = (("dataset", "train_file"), ("dataset", "validation_file"), ("dataset", "test_file"))
 
 
@@ -84,12 +85,16 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError("no such file", path=path) from None
+    except IsADirectoryError:
+        raise ConfigError("this is a folder, a YAML file is wanted", path=path) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read as UTF-8 text: {error}", path=path) from None
     try:
         node = yaml.compose(text, Loader=_Loader)
         lines = _key_lines(node, path) if node else {}
-        values = _parse(text)
+        values = parse_yaml(text)
+    except RecursionError:
+        raise ConfigError("not valid YAML: an alias (*name) stands inside what it names", path=path) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError(f"not valid YAML: {error.problem}", path=path, line=line) from None
@@ -115,8 +120,25 @@ def dump_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def parse_yaml(text: str) -> Any:
+    """A YAML value as configs read it.
+
+    Raises:
+        yaml.YAMLError: It is not valid.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except ValueError as error:  # a number that Python refuses
+        raise yaml.YAMLError(str(error)) from None
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which ``1e-4`` is a number, as in YAML 1.2; PyYAML takes it for a text."""
+    """Safe YAML as in YAML 1.2: ``1e-4`` is a number (a text to PyYAML), ``2026-01-31`` a text (a date to it)."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 _Loader.add_implicit_resolver(
@@ -124,20 +146,16 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
 def _key_lines(node: yaml.Node, path: Path, at: Location = ()) -> Lines:
     lines: Lines = {}
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
-            key = (*at, str(key_node.value))
+            key, line = (*at, str(key_node.value)), key_node.start_mark.line + 1
+            if key_node.tag not in _KEY_TAGS:
+                raise ConfigError("a key is a name; put quotes around it", path=path, line=line, key=dotted(key))
             if key in lines:
-                raise ConfigError(
-                    "this key stands twice", path=path, line=key_node.start_mark.line + 1, key=dotted(key)
-                )
-            lines[key] = key_node.start_mark.line + 1
+                raise ConfigError("this key stands twice", path=path, line=line, key=dotted(key))
+            lines[key] = line
             lines |= _key_lines(value_node, path, key)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -151,7 +169,7 @@ def _apply_override(values: dict[str, Any], override: str) -> Location:
     if not separator or not key.strip():
         raise ConfigError(f"--set {override!r}: expected a.b=c, such as training.num_epochs=1")
     try:
-        value = _parse(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
     *parents, last = key.strip().split(".")

@@ -36,7 +36,8 @@ def config_error(kind: type[Section], error: ValidationError, path: Path | None,
     if first["type"] == "value_error":
         location = _key_named(message, location, lines)
     line = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), None)
-    return ConfigError(message, path=path, line=line, key=dotted(location) or None)
+    place = "--set" if line == 0 else path
+    return ConfigError(message, path=place, line=line, key=dotted(location) or None)
 
 
 def _message(problem: ErrorDetails, alternatives: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rayloom.config.base import Section
 from rayloom.config.dataset import DatasetConfig
@@ -24,6 +24,13 @@ class OutputConfig(Section):
     given."""
     artifact_path: str | None = None
     """Folder or URI of the finished artifact; ``<storage_path>/<run_name>/artifact`` where not given."""
+
+    @field_validator("run_name")
+    @classmethod
+    def _check_name(cls, value: str | None) -> str | None:
+        if value is not None and (value.startswith(".") or "/" in value or "\\" in value):
+            raise ValueError(f"{value!r} cannot name a run: it names one folder, so take no slash and no dot first")
+        return value
 
 
 class RunConfig(Section):

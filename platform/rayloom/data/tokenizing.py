@@ -114,7 +114,11 @@ def _encode(
         num_truncated_targets=sum(example.target_truncated for example in examples),
     )
     if not examples:
-        raise DataError(f"no row can be used: {'; '.join(report.warnings)}", file=file_label)
+        raise DataError(
+            f"no row can be used: {'; '.join(report.warnings)}; see that the right columns are named "
+            "(dataset.*_column) and filled in",
+            file=file_label,
+        )
     return EncodedDataset.from_examples(
         examples, seq2seq=encoder.template.seq2seq, digest=digest, report=report
     )

@@ -8,7 +8,6 @@ from html import escape
 from importlib import resources as package_files
 from typing import Any
 
-from rayloom.evaluation.plots import loss_curve, metric_bars, rouge_histogram, throughput_bars
 from rayloom.evaluation.results import Prediction, SplitResult
 from rayloom.evaluation.tables import (
     Comparison,
@@ -29,6 +28,8 @@ def html_page(comparison: Comparison, history: Sequence[Mapping[str, Any]]) -> s
         comparison: What to show.
         history: Records of training for the loss curve.
     """
+    from rayloom.evaluation import plots  # matplotlib takes a second, and every training worker imports us
+
     result = comparison.result
     badge = ' <span class="badge">random initialisation</span>' if result.random_init else ""
     headline = result.headline
@@ -41,10 +42,10 @@ def html_page(comparison: Comparison, history: Sequence[Mapping[str, Any]]) -> s
         f"{', beside the untuned model' if before else ''}</p>",
         _plots(
             [
-                (f"Scores on {headline.name}", metric_bars(headline, before)),
-                ("ROUGE-L of each row", rouge_histogram(headline)),
-                ("Training", loss_curve(history)),
-                ("Throughput", throughput_bars(result.resources)),
+                (f"Scores on {headline.name}", plots.metric_bars(headline, before)),
+                ("ROUGE-L of each row", plots.rouge_histogram(headline)),
+                ("Training", plots.loss_curve(history)),
+                ("Throughput", plots.throughput_bars(result.resources)),
             ]
         ),
     ]

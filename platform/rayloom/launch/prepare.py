@@ -19,15 +19,18 @@ from rayloom.data import (
     encode_rows,
     load_splits,
 )
-from rayloom.errors import ConfigError, DataError
+from rayloom.errors import ConfigError
 from rayloom.models import (
     Family,
     ModelSource,
     check_generation_type,
+    load_config,
     load_family,
     load_tokenizer,
     resolve_source,
 )
+from rayloom.models.lora import target_layers
+from rayloom.models.sizing import meta_model
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ def prepare(config: RunConfig) -> Prepared:
     )
     family = load_family(source)
     check_task(config, family)
+    if config.lora is not None:
+        # Refused here rather than in a worker; this model weighs nothing.
+        target_layers(meta_model(load_config(source)), config.lora.target_modules or family.lora_targets)
     tokenizer = load_tokenizer(source)
     template = PromptTemplate.for_run(
         config.dataset,
@@ -86,12 +92,11 @@ def prepare(config: RunConfig) -> Prepared:
         max_input_length=config.dataset.max_input_length,
         max_target_length=config.dataset.max_target_length,
     )
+    place = config.dataset.train_file or config.dataset.name
     train, validation = (
         encode_rows(rows, encoder, columns, cache_dir=config.dataset.cache_dir, file_label=label)
-        for rows, label in ((splits.train, "train rows"), (splits.validation, "validation rows"))
+        for rows, label in ((splits.train, f"{place}, train rows"), (splits.validation, f"{place}, validation rows"))
     )
-    if not len(train):
-        raise DataError("no train row is left after encoding", file=config.dataset.train_file or config.dataset.name)
     return Prepared(
         config, columns, splits, source, family, tokenizer, template, encoder, train, validation
     )

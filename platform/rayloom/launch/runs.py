@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ class Run:
     def __init__(self, storage_path: str, name: str) -> None:
         self.storage_path, self.name = storage_path, name
         self.path = f"{storage_path.rstrip('/')}/{name}"
+        check_place(storage_path, key="output.storage_path")
         self._fs, self._root = fsspec.core.url_to_fs(self.path)
 
     @classmethod
@@ -64,7 +66,11 @@ class Run:
         """
         if not self.exists():
             raise ConfigError(f"there is no run '{self.name}' in {self.storage_path} to resume", key="output.run_name")
-        stored = validate(RunConfig, yaml.safe_load(self._read(_CONFIG)))
+        place = Path(self._at(_CONFIG))
+        try:
+            stored = validate(RunConfig, yaml.safe_load(self._read(_CONFIG)), path=place)
+        except yaml.YAMLError:
+            raise ConfigError("the run's own config is damaged: start a new run", path=place) from None
         for section in ("model", "dataset", "training", "lora", "distributed"):
             old, new = getattr(stored, section), getattr(config, section)
             if old != new:
@@ -106,6 +112,28 @@ class Run:
     def _write(self, name: str, text: str) -> None:
         with self._fs.open(self._at(name), "w", encoding="utf-8") as file:
             file.write(text)
+
+
+def check_place(place: str, *, key: str) -> None:
+    """Refuse a place that nothing can be written to, before anything costly starts.
+
+    Args:
+        place: Folder or URI.
+        key: Config key that names it.
+
+    Raises:
+        ConfigError: A file, a folder that is write-protected, or storage of an unknown kind.
+    """
+    if "://" in place:
+        try:
+            fsspec.core.url_to_fs(place)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"'{place}': no access to this kind of storage: {error}", key=key) from None
+        return
+    path = Path(place).expanduser().absolute()
+    above = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"'{place}': {above} is no folder that can be written to; choose another", key=key)
 
 
 def dated_name(config: RunConfig) -> str:

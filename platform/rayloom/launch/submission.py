@@ -40,6 +40,8 @@ def submit_job(
         ConfigError: The job file is wrong, or outside the working folder.
         ServiceError: The job server does not answer, or the job failed.
     """
+    if not urlparse(address).hostname:
+        raise ConfigError(f"--address {address!r}: expected such as http://127.0.0.1:8265")
     job = load_job(path, overrides)
     entrypoint = shlex.join(_command(job, path, address, overrides))
     client = _connect(address)

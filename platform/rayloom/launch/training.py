@@ -18,7 +18,7 @@ from rayloom.errors import ConfigError, RayloomError, TrainingError
 from rayloom.launch.export import ExportSpec, export_artifact
 from rayloom.launch.prepare import Prepared, prepare
 from rayloom.launch.progress import Sink, both, watched
-from rayloom.launch.runs import Run
+from rayloom.launch.runs import Run, check_place
 from rayloom.launch.session import Cluster, ray_session
 from rayloom.launch.shipping import pack
 from rayloom.launch.worker import SCORE, Payload, train_worker
@@ -81,6 +81,8 @@ def open_run(config: RunConfig, *, resume: bool) -> Run:
         ConfigError: It exists and is not to be resumed, or the other way round.
     """
     run = Run.of(config)
+    if config.output.artifact_path is not None:
+        check_place(config.output.artifact_path, key="output.artifact_path")
     if resume:
         if config.output.run_name is None:
             raise ConfigError("to resume, name the run", key="output.run_name")
@@ -186,7 +188,8 @@ def _metrics(result: Result) -> dict[str, float]:
     seconds, tokens = float(end["train_s"]), float(end["tokens"])
     best = {name: float(value) for name, value in _best(result)[1].items() if name != SCORE}
     speed = tokens / seconds if seconds else 0.0
-    return best | {"train_s": seconds, "train_tokens": tokens, "train_tokens_per_s": speed}
+    peaks = {name: float(end[name]) for name in ("peak_host_bytes", "peak_gpu_bytes") if name in end}
+    return best | {"train_s": seconds, "train_tokens": tokens, "train_tokens_per_s": speed} | peaks
 
 
 def _export(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import resource
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from rayloom.training import (
     load_progress,
     train,
 )
+from rayloom.training.distributed import gather_objects
 
 SCORE = "score"
 """Metric of a checkpoint by which Ray keeps the best: larger is better."""
@@ -57,7 +59,7 @@ class Payload:
 
 
 def train_worker(settings: dict[str, Payload]) -> dict[str, Any]:
-    """Ray Train's ``train_loop_per_worker``. Returns the final `Progress` as a dictionary."""
+    """Ray Train's ``train_loop_per_worker``. Returns the final `Progress` as a dictionary, and peak memory."""
     payload = settings["payload"]
     files: Files | None = ray.get(payload.model_files)
     unpack(payload.source, files)
@@ -84,7 +86,16 @@ def train_worker(settings: dict[str, Payload]) -> dict[str, Any]:
     with _checkpoint_folder() as folder:
         if folder is not None:
             reporter.note(f"resumed at step {load_progress(folder).step} of {job.total_steps}")
-        return asdict(train(job, backend, reporter, resume_from=folder))
+        progress = train(job, backend, reporter, resume_from=folder)
+    return asdict(progress) | peak_memory(device)
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Most memory that any worker took: resident, and of tensors on its GPU. Collective."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    hosts, gpus = zip(*gather_objects((host, gpu)), strict=True)
+    return {"peak_host_bytes": max(hosts)} | ({"peak_gpu_bytes": max(gpus)} if device.type == "cuda" else {})
 
 
 def build_backend(config: RunConfig, source: ModelSource, device: torch.device) -> tuple[Backend, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -143,7 +144,7 @@ def _config(init: RandomInit, ids: dict[str, Any]) -> Any:
         values["decoder_start_token_id"] = ids["pad_token_id"]
     try:
         return _CONFIGS[init.family](**(values | init.options))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise ModelError(f"model.random_init: {init.family} cannot be built like this: {error}") from error
 
 

@@ -21,8 +21,9 @@ from ray.serve import Application
 
 from rayloom import errors
 from rayloom.artifacts import open_artifact
-from rayloom.config import ServingConfig
+from rayloom.config import ModelConfig, ServingConfig
 from rayloom.errors import RayloomError, ServiceError
+from rayloom.models import resolve_source
 from rayloom.serving.app import ModelFactory, application
 
 _APP_NAME = "rayloom"
@@ -168,10 +169,11 @@ def _checked_port(host: str, port: int) -> int:
 
 
 def _checked_artifact(config: ServingConfig) -> ServingConfig:
-    """Local paths made absolute, for replicas run elsewhere; a damaged artifact is refused at once."""
+    """Local paths made absolute, for replicas run elsewhere; what cannot be opened is refused at once."""
     path = Path(config.artifact).expanduser()
     if "://" in config.artifact or (path / "manifest.json").is_file():
         return config.model_copy(update={"artifact": str(open_artifact(config.artifact).path)})
+    resolve_source(ModelConfig(name=config.artifact))  # fetched here, where its progress and errors are seen
     return config.model_copy(update={"artifact": str(path.resolve())}) if path.exists() else config
 
 

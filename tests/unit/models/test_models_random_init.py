@@ -68,6 +68,7 @@ def test_stock_transformers_loads_the_same_tokenizer(family: str, tmp_path: Path
     assert stock("Who was naïve?").input_ids == load_tokenizer(source)("Who was naïve?").input_ids
 
 
+@pytest.mark.slow
 def test_another_process_trains_the_same_tokenizer() -> None:
     """Nodes without a common disk each train their own."""
     code = (

