@@ -1,15 +1,16 @@
 """Real tokens per second: Rayloom's batches against rows padded to a fixed length.
 
-Both sides train the same model with the same backend (plain PyTorch) on the same short question-answer rows,
-with equally many rows per optimizer step:
+Both sides train the same model with the same backend (plain PyTorch) on the same short question-answer
+rows, with equally many rows per optimizer step:
 
 * Rayloom: `plan_epoch` puts rows of like length together, `collate` pads to the longest of a batch;
-* padded, as tutorials do it: rows shuffled, every input padded to --max-length tokens, and every target of an
-  encoder-decoder to --max-target-length; the loss looks at every position.
+* padded, as tutorials do it: rows shuffled, every input padded to --max-length tokens, and every target of
+  an encoder-decoder to --max-target-length; the loss looks at every position.
 
-The sides take turns. In a round, Rayloom's side trains one pass over all rows, the padded side its next --steps
-steps; over all rounds it comes to every row once. The padded steps all have one shape, so a padded pass is priced
-by their median; Rayloom's passes by the median pass. Real tokens are prompt and target tokens without padding.
+The sides take turns. In a round, Rayloom's side trains one pass over all rows, the padded side its next
+--steps steps; over all rounds it comes to every row once. The padded steps all have one shape, so a padded
+pass is priced by their median; Rayloom's passes by the median pass. Real tokens are those of prompts and
+targets, without padding.
 
 Long runs gain a little more: plans sort rows within 50 batches, and by default there are fewer here.
 """
@@ -27,16 +28,17 @@ from typing import Any
 import numpy as np
 import torch
 from measure import DATA, SMOLLM2, print_machine, print_model, print_verdict
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import pad
+
 from rayloom.config import RunConfig, validate
 from rayloom.data import IGNORED, EncodedDataset, MicroBatch, collate, plan_epoch
 from rayloom.launch import prepare
 from rayloom.launch.worker import build_backend
 from rayloom.training import Backend
 from rayloom.training.batches import to_device
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-from torch.nn.functional import pad
 
 TARGET = 8.0
 CPU = torch.device("cpu")
@@ -53,6 +55,7 @@ T5: dict[str, Any] = {
     }
 }
 MODELS = {"t5": T5, "smollm2": SMOLLM2}
+STEPS = {"t5": 3, "smollm2": 2}
 ROWS_PER_STEP = {"t5": 8, "smollm2": 4}
 
 Rows = Sequence[int]
@@ -161,14 +164,12 @@ def main() -> None:
 
 def planned(data: EncodedDataset, size: int) -> list[Rows]:
     """The steps of an epoch as the training loop would take them."""
-    plan = plan_epoch(
-        data.lengths, data.target_counts, batch_size=size, accumulation=1, world_size=1, seed=0, epoch=0
-    )
+    plan = plan_epoch(data.lengths, data.target_counts, batch_size=size, accumulation=1, world_size=1, seed=0, epoch=0)
     return [batch.micro[0][0].rows for batch in plan]
 
 
 def take_turns(
-    rayloom: Side, plan: list[Rows], padded: Side, shuffled: list[Rows], rounds: int
+    rayloom: Side, plan: Sequence[Rows], padded: Side, shuffled: Sequence[Rows], rounds: int
 ) -> tuple[list[float], list[float]]:
     """Seconds of Rayloom's passes and of the padded side's steps; who begins alternates."""
     passes: list[float] = []
@@ -207,9 +208,7 @@ def show(console: Console, data: EncodedDataset, passes: dict[str, list[float]])
 def widened(tensor_BT: Tensor, width: int, value: int) -> Tensor:
     """Padded on the right to a width."""
     if tensor_BT.shape[1] > width:
-        raise SystemExit(
-            f"a row has {tensor_BT.shape[1]} tokens: ask for a larger --max-length or --max-target-length"
-        )
+        raise SystemExit(f"a row has {tensor_BT.shape[1]} tokens: ask for a larger --max-length or --max-target-length")
     return pad(tensor_BT, (0, width - tensor_BT.shape[1]), value=value)
 
 
@@ -231,9 +230,7 @@ def config_of(options: argparse.Namespace) -> RunConfig:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(
         "--model",
@@ -242,13 +239,14 @@ def parse() -> argparse.Namespace:
         help="t5: the size of t5-small, random weights, all trained (default); smollm2: SmolLM2-135M + LoRA",
     )
     add("--rounds", type=int, default=4, help="turns of each side (default 4)")
-    add("--steps", type=int, default=3, help="padded steps in a round (default 3)")
+    add("--steps", type=int, help=f"padded steps in a round (default: {STEPS})")
     add("--rows-per-step", type=int, help=f"rows of an optimizer step (default: {ROWS_PER_STEP})")
     add("--max-length", type=int, default=512, help="the padded side's input tokens (default 512)")
     add("--max-target-length", type=int, default=128, help="its target tokens, for t5 (default 128)")
     add("--threads", type=int, default=1, help="compute threads; a CPU worker has 1 by default (default 1)")
     add("--bf16", action="store_true", help="bfloat16 autocast on both sides")
     options = parser.parse_args()
+    options.steps = options.steps or STEPS[options.model]
     options.rows_per_step = options.rows_per_step or ROWS_PER_STEP[options.model]
     return options
 

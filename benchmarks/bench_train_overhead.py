@@ -4,12 +4,12 @@ Three sides run the same loop (`rayloom.training.train`) over the same batches, 
 
 * bare, plain PyTorch: a fresh process without Ray;
 * bare, DeepSpeed: the same with DeepSpeed at the chosen ZeRO stage;
-* Ray Train + DeepSpeed: `rayloom.launch`'s own worker, in a local Ray that is started for the round and stopped
-  after it.
+* Ray Train + DeepSpeed: `rayloom.launch`'s own worker, in a local Ray that is started for the round and
+  stopped after it.
 
-A step lasts from one record to the next (logging_steps is 1), so reporting is in it; the first steps of every run
-are left out. A ratio compares two sides within a round, where the machine is most alike; its median over the
-rounds counts. The sides must show equal losses, or they did not do the same work.
+A step lasts from one record to the next (logging_steps is 1), so reporting is in it; the first steps of
+every run are left out. A ratio compares two sides within a round, where the machine is most alike; its
+median over the rounds counts. The sides must show equal losses, or they did not do the same work.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from measure import DATA, SMOLLM2, print_machine, print_model, print_verdict
 from ray.train import RunConfig as RayRunConfig
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from rich.console import Console
+from rich.table import Table
+
 from rayloom.config import RunConfig, validate
 from rayloom.data import EncodedDataset
 from rayloom.launch import Prepared, prepare, ray_session
@@ -40,8 +43,6 @@ from rayloom.launch.shipping import pack
 from rayloom.launch.worker import Payload, build_backend, train_worker
 from rayloom.models import ModelSource
 from rayloom.training import EvalRecord, Job, Progress, StepRecord, train
-from rich.console import Console
-from rich.table import Table
 
 TARGET = 1.05
 PLAIN, DEEPSPEED, RAY = "bare, plain PyTorch", "bare, DeepSpeed", "Ray Train + DeepSpeed"
@@ -127,9 +128,7 @@ def measure(console: Console, side: str, config: RunConfig, prepared: Prepared, 
     """One run of one side."""
     start = time.perf_counter()
     records = run_in_ray(config, prepared) if side == RAY else run_bare(config, prepared)
-    console.print(
-        f"round {number + 1}, {side}: {time.perf_counter() - start:.0f} s with start-up", style="dim"
-    )
+    console.print(f"round {number + 1}, {side}: {time.perf_counter() - start:.0f} s with start-up", style="dim")
     return records
 
 
@@ -207,9 +206,7 @@ def show(console: Console, rounds: list[dict[str, Records]], *, warmup: int) -> 
     console.print(f"losses of the sides differ by at most {apart:.1g} at any step", highlight=False)
 
 
-def show_ratio(
-    console: Console, rounds: list[dict[str, Records]], side: str, base: str, *, warmup: int
-) -> None:
+def show_ratio(console: Console, rounds: list[dict[str, Records]], side: str, base: str, *, warmup: int) -> None:
     """The median over rounds of one ratio, with its spread; judged where Ray Train is in it."""
     ratios = [median_step(one, side, warmup) / median_step(one, base, warmup) for one in rounds]
     ratio = statistics.median(ratios)
@@ -251,9 +248,7 @@ def config_of(options: argparse.Namespace, side: str) -> RunConfig:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(
         "--model",

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine and model they print, SmolLM2's sections, and how a ratio is judged."""
+"""What the benchmarks share: what they print of machine and model, SmolLM2's sections, and verdicts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from rayloom.launch import Prepared
 from rayloom.models import load_model
-from rich.console import Console
 
 DATA = Path(__file__).resolve().parents[1] / "jobs" / "data"
 SMOLLM2: dict[str, Any] = {
@@ -26,15 +27,11 @@ _BUSY_LOAD = 0.5
 def print_machine(console: Console, *, threads: int) -> None:
     """What the figures were taken on, and a warning where something else is running."""
     libraries = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
-    console.print(
-        f"machine: {_cpu_model()}, {os.cpu_count()} cores, torch threads: {threads}", highlight=False
-    )
+    console.print(f"machine: {_cpu_model()}, {os.cpu_count()} cores, torch threads: {threads}", highlight=False)
     console.print(f"python {platform.python_version()}, {libraries}", highlight=False)
     load = os.getloadavg()[0]
     if load > _BUSY_LOAD:
-        console.print(
-            f"[yellow]load average {load:.1f} before the start: other work disturbs these figures[/]"
-        )
+        console.print(f"[yellow]load average {load:.1f} before the start: other work disturbs these figures[/]")
 
 
 def print_model(console: Console, prepared: Prepared) -> None:

@@ -72,9 +72,7 @@ def _type(field: dict[str, Any]) -> str:
         return f"[{', '.join(_type(item) for item in field['prefixItems'])}]"
     if field.get("type") == "array":
         return f"list of {_type(field['items'])}"
-    name = {"string": "text", "object": "mapping", "boolean": "true / false"}.get(
-        field["type"], field["type"]
-    )
+    name = {"string": "text", "object": "mapping", "boolean": "true / false"}.get(field["type"], field["type"])
     return " ".join([name, *_bounds(field)])
 
 

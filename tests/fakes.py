@@ -53,20 +53,43 @@ def tiny_model(family: str, *, dropout: float = 0.0, seed: int = 0) -> PreTraine
     ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
     if family == "t5":
         config = T5Config(
-            vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=dropout,
-            decoder_start_token_id=0, **ids,
+            vocab_size=VOCABULARY,
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=dropout,
+            decoder_start_token_id=0,
+            **ids,
         )
         return T5ForConditionalGeneration(config)
     if family == "gpt_neo":
         config = GPTNeoConfig(
-            vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, window_size=4,
-            attention_types=[[["global", "local"], 1]], max_position_embeddings=64, resid_dropout=dropout,
-            embed_dropout=dropout, attention_dropout=dropout, **ids,
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=64,
+            window_size=4,
+            attention_types=[[["global", "local"], 1]],
+            max_position_embeddings=64,
+            resid_dropout=dropout,
+            embed_dropout=dropout,
+            attention_dropout=dropout,
+            **ids,
         )
         return GPTNeoForCausalLM(config)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=64, max_position_embeddings=64, attention_dropout=dropout, **ids,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        attention_dropout=dropout,
+        **ids,
     )
     return LlamaForCausalLM(config)
 

@@ -41,9 +41,7 @@ class FakeModel:
             finish_reason="stop" if kept == words else "length",
             prompt_tokens=len(words),
             completion_tokens=len(kept) * config.num_return_sequences,
-            logprobs=([{"token": word, "logprob": -0.5} for word in kept],)
-            if config.logprobs is not None
-            else None,
+            logprobs=([{"token": word, "logprob": -0.5} for word in kept],) if config.logprobs is not None else None,
         )
 
 

@@ -60,7 +60,12 @@ class DataError(UserError):
     """
 
     def __init__(
-        self, message: str, *, file: Path | str | None = None, row: int | None = None, column: str | None = None
+        self,
+        message: str,
+        *,
+        file: Path | str | None = None,
+        row: int | None = None,
+        column: str | None = None,
     ) -> None:
         self.file, self.row, self.column = file, row, column
         place = _place(file, f"row {row}" if row else None, f"column '{column}'" if column else None)

@@ -21,9 +21,7 @@ HEAVY = ("torch", "transformers", "ray", "fastapi", "deepspeed", "peft", "datase
 
 def python(code: str) -> str:
     """What a fresh interpreter prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
@@ -39,15 +37,11 @@ def test_platform_is_no_package() -> None:
 
 def test_no_module_has_a_name_that_says_nothing() -> None:
     everything = [*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
-    assert [
-        path for path in everything if path.stem in FORBIDDEN_NAMES or path.parent.name in FORBIDDEN_NAMES
-    ] == []
+    assert [path for path in everything if path.stem in FORBIDDEN_NAMES or path.parent.name in FORBIDDEN_NAMES] == []
 
 
 def test_no_module_is_too_long() -> None:
-    lengths = {
-        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES
-    }
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert {path: length for path, length in lengths.items() if length > MAX_LINES} == {}
 
 
@@ -60,9 +54,7 @@ def test_annotations_are_never_evaluated_on_import() -> None:
     def defers(path: Path) -> bool:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         defines = any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body)
-        futures = [
-            node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"
-        ]
+        futures = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
         return bool(futures) or not defines
 
     assert [path for path in MODULES if not defers(path)] == []

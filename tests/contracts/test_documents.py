@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+
 from rayloom.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,5 @@ def test_commands_exist(page: Path) -> None:
     shell = "\n".join(re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, flags=re.DOTALL))
     used = set(re.findall(r"^(?:\$ )?rayloom ([a-z][a-z-]*)", shell, flags=re.MULTILINE))
     assert used <= COMMANDS
-    targets = set(
-        re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    )
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert set(re.findall(r"^(?:\$ )?make ([a-z-]+)", shell, flags=re.MULTILINE)) <= targets

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from rayloom.config import DatasetConfig, RunConfig, load_job
 
 JOBS = Path(__file__).parents[2] / "jobs"

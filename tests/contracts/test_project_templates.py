@@ -6,6 +6,7 @@ import typing
 from pathlib import Path
 
 import pytest
+
 from rayloom.cli.init import write_project
 from rayloom.config import TaskType, load_run_config
 from rayloom.data import PromptTemplate, columns_for, load_splits

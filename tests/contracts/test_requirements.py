@@ -48,7 +48,5 @@ def test_every_direct_dependency_is_pinned_inside_its_range() -> None:
     for name, declared in (RUN | DEV).items():
         (specifier,) = pinned[name].specifier
         assert specifier.operator == "=="
-        assert declared.specifier.contains(specifier.version), (
-            f"{name} {specifier} is not in {declared.specifier}"
-        )
+        assert declared.specifier.contains(specifier.version), f"{name} {specifier} is not in {declared.specifier}"
         assert (pinned[name].extras, pinned[name].marker) == (declared.extras, declared.marker)

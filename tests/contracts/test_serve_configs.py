@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+
 from rayloom.config import ServingConfig, validate
 from rayloom.errors import ConfigError
 from rayloom.serving.app import build

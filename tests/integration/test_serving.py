@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from rayloom.config import ServingConfig
 from rayloom.errors import ServiceError
 from rayloom.generation import TextGenerator

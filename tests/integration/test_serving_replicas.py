@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from rayloom.config import AutoscalingConfig, ServingConfig
 from rayloom.errors import ArtifactError
 from rayloom.generation import TextGenerator

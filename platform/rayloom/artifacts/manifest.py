@@ -24,9 +24,7 @@ WEIGHT_FOLDERS = ("model", "adapter", BASE_FOLDER)
 
 class _Entry(BaseModel):
     # Infinite metrics (an overflown perplexity) must survive JSON, which has no word for them.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, ser_json_inf_nan="strings", use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", use_attribute_docstrings=True)
 
 
 class GoldenCase(_Entry):

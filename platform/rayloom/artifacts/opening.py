@@ -105,9 +105,7 @@ def list_artifacts(root: str) -> list[ListedArtifact]:
 
 def _read_local_manifest(folder: Path) -> bytes:
     if not folder.is_dir():
-        raise ArtifactError(
-            f"{folder}: no such folder; give the path of an artifact, as 'rayloom train' prints it"
-        )
+        raise ArtifactError(f"{folder}: no such folder; give the path of an artifact, as 'rayloom train' prints it")
     try:
         return (folder / MANIFEST_FILE).read_bytes()
     except FileNotFoundError:
@@ -121,16 +119,12 @@ def _parse(content: bytes, place: str) -> Manifest:
     try:
         values = json.loads(content)
     except ValueError as error:
-        raise ArtifactError(
-            f"{place}: {MANIFEST_FILE} is not valid JSON ({error}): publish it again"
-        ) from None
+        raise ArtifactError(f"{place}: {MANIFEST_FILE} is not valid JSON ({error}): publish it again") from None
     version = values.get("format_version") if isinstance(values, dict) else None
     if not isinstance(version, int):
         raise ArtifactError(f"{place} is no artifact: its {MANIFEST_FILE} has no format_version")
     if version > FORMAT_VERSION:
-        raise ArtifactError(
-            f"{place} has format {version}; this Rayloom reads up to {FORMAT_VERSION}: upgrade rayloom"
-        )
+        raise ArtifactError(f"{place} has format {version}; this Rayloom reads up to {FORMAT_VERSION}: upgrade rayloom")
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:

@@ -94,8 +94,7 @@ def _refuse_foreign(local: Path) -> None:
         return
     if not local.is_dir() or any(local.iterdir()):
         raise ArtifactError(
-            f"{local} exists and is no artifact; it will not be overwritten: choose "
-            "another path, or move it away"
+            f"{local} exists and is no artifact; it will not be overwritten: choose another path, or move it away"
         )
 
 
@@ -116,9 +115,7 @@ def _publish_remote(files: dict[str, Path], card: bytes | None, destination: str
             entries[CARD_FILE] = storage.entry_of(card)
         filesystem.pipe_file(f"{root}/{MANIFEST_FILE}", _manifest_bytes(manifest, entries))
     except OSError as error:
-        raise ArtifactError(
-            f"{destination}: upload failed ({error}); nothing was published: try again"
-        ) from error
+        raise ArtifactError(f"{destination}: upload failed ({error}); nothing was published: try again") from error
     return destination.rstrip("/")
 
 

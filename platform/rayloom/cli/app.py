@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -41,6 +43,9 @@ app.add_typer(config_app, name="config")
 
 def main() -> None:
     """Entry point: our own errors become one clear message and an exit code (2 for what the caller can mend)."""
+    if not Path("/dev/nvidiactl").exists():
+        # DeepSpeed, which transformers imports, would warn that it finds no accelerator.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         app()
     except RayloomError as error:

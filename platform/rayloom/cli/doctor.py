@@ -43,9 +43,7 @@ def doctor(
         bool | None,
         typer.Option("--gpu/--cpu", help="Workers have GPUs; as on this machine where not given."),
     ] = None,
-    models: Annotated[
-        bool, typer.Option("--models", help="Also show the table of well-known models.")
-    ] = False,
+    models: Annotated[bool, typer.Option("--models", help="Also show the table of well-known models.")] = False,
 ) -> None:
     """Estimate parameters, memory per worker at each ZeRO stage, disk and time, and warn of known traps.
 
@@ -179,9 +177,7 @@ def run_table(sizing: Sizing, rows: Rows | None) -> Table:
     table.add_row("steps", f"{amount.total_steps:,} ({amount.steps_per_epoch:,} per epoch)")
     table.add_row("tokens", f"about {amount.total_tokens:,}")
     if amount.seconds is not None:
-        table.add_row(
-            "training time", f"about {duration(amount.seconds)} (matrix products timed on this machine)"
-        )
+        table.add_row("training time", f"about {duration(amount.seconds)} (matrix products timed on this machine)")
     else:
         table.add_row("training time", "unknown: no GPU here to time")
     return table
@@ -192,9 +188,7 @@ def variants_table() -> Table:
     from rayloom.models.sizing import sizing_table
 
     rows = sizing_table()
-    table = Table(
-        title="least GPUs: bf16, 4 rows of 512 + 128 tokens each, checkpointing", title_justify="left"
-    )
+    table = Table(title="least GPUs: bf16, 4 rows of 512 + 128 tokens each, checkpointing", title_justify="left")
     table.add_column("model")
     table.add_column("parameters", justify="right")
     for kind in ("full", "LoRA"):

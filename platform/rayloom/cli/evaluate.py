@@ -32,9 +32,7 @@ def evaluate(
     set_: Overrides = [],  # noqa: B006 - typer copies it
     split: Annotated[
         list[str],
-        typer.Option(
-            help="Split to measure: train, validation or test. Repeatable.", show_default="validation, test"
-        ),
+        typer.Option(help="Split to measure: train, validation or test. Repeatable.", show_default="validation, test"),
     ] = [],  # noqa: B006
     max_rows: Annotated[
         int | None, typer.Option(min=1, help="Rows of each split to measure.", show_default="all")
@@ -125,9 +123,7 @@ def _print_outcome(outcome: JobOutcome) -> None:
 
     comparison = Comparison(outcome.result, outcome.baseline)
     random = "  [yellow](random initialisation)[/]" if outcome.result.random_init else ""
-    console.print(
-        f"\n[bold]{escape(comparison.title)}[/]{random}\n{escape(comparison.subtitle)}", highlight=False
-    )
+    console.print(f"\n[bold]{escape(comparison.title)}[/]{random}\n{escape(comparison.subtitle)}", highlight=False)
     for split in outcome.result.splits:
         before = comparison.before(split)
         table = Table(
@@ -146,6 +142,4 @@ def _print_outcome(outcome: JobOutcome) -> None:
     console.print(costs)
     for warning in outcome.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
-    console.print(
-        f"report: [bold]{escape(str(outcome.paths.html))}[/]  (also report.md, report.json)", highlight=False
-    )
+    console.print(f"report: [bold]{escape(str(outcome.paths.html))}[/]  (also report.md, report.json)", highlight=False)

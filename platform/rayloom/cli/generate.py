@@ -20,9 +20,7 @@ def generate(
     ],
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Questions or prompts. Without any: --file, or standard input.", show_default=False
-        ),
+        typer.Argument(help="Questions or prompts. Without any: --file, or standard input.", show_default=False),
     ] = None,
     context: Annotated[str | None, typer.Option(help="Context of the question.", show_default=False)] = None,
     file: Annotated[
@@ -39,12 +37,8 @@ def generate(
             help="Any generation parameter, such as num_beams=4. Repeatable.",
         ),
     ] = [],  # noqa: B006 - typer copies it
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens to generate.", show_default=False)
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Sample at this temperature.", show_default=False)
-    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate.", show_default=False)] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature.", show_default=False)] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Sample among the likeliest tokens of this mass.", show_default=False)
     ] = None,
@@ -81,13 +75,9 @@ def generate(
 def _answer(
     generator: TextGenerator, texts: list[str], context: str | None, params: dict[str, Any], batch_size: int
 ) -> None:
-    answers = generator.generate_batch(
-        texts, contexts=[context] * len(texts), batch_size=batch_size, **params
-    )
+    answers = generator.generate_batch(texts, contexts=[context] * len(texts), batch_size=batch_size, **params)
     groups = [answer if isinstance(answer, list) else [answer] for answer in answers]
-    is_long = any("\n" in text for group in groups for text in group) or any(
-        len(group) > 1 for group in groups
-    )
+    is_long = any("\n" in text for group in groups for text in group) or any(len(group) > 1 for group in groups)
     for number, group in enumerate(groups):
         if number and is_long:
             typer.echo("")
@@ -121,13 +111,9 @@ def _params(pairs: list[str], common: dict[str, Any]) -> dict[str, Any]:
         try:
             params[name] = parse_yaml(text)
         except yaml.YAMLError:
-            raise RequestError(
-                f"--param {pair!r}: the value is not valid YAML; put quotes around text"
-            ) from None
+            raise RequestError(f"--param {pair!r}: the value is not valid YAML; put quotes around text") from None
     if ("temperature" in common and common["temperature"] is not None) or common.get("top_p") is not None:
-        params.setdefault(
-            "do_sample", True
-        )  # the two options say "sample"; --param is as strict as everywhere
+        params.setdefault("do_sample", True)  # the two options say "sample"; --param is as strict as everywhere
     return params
 
 

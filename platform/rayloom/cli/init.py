@@ -79,14 +79,10 @@ _TASKS: dict[TaskType, _Task] = {
 
 
 def init(
-    name: Annotated[
-        str, typer.Argument(help="Folder of the new project; its last part is the project's name.")
-    ],
+    name: Annotated[str, typer.Argument(help="Folder of the new project; its last part is the project's name.")],
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Hub name, local folder or package:PACKAGE/FILE.gguf; by default one that suits the task."
-        ),
+        typer.Option(help="Hub name, local folder or package:PACKAGE/FILE.gguf; by default one that suits the task."),
     ] = None,
     task: Annotated[TaskType, typer.Option(help="What the model is to learn.")] = "question-answering",
     force: Annotated[
@@ -150,16 +146,12 @@ def _check(folder: Path, model: str, task: TaskType, force: bool) -> None:
     if not above.is_dir():
         raise ConfigError("this is a file, so no folder can lie below it", path=above)
     if not force and folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(
-            "the folder is not empty: take another name, or --force to write into it", path=folder
-        )
+        raise ConfigError("the folder is not empty: take another name, or --force to write into it", path=folder)
     label = model.rsplit("/", 1)[-1].lower()
     if task in ("language-modeling", "chat") and re.search("t5|bart|pegasus", label):
         raise ConfigError(f"task '{task}' needs a causal model such as {_TASKS[task].model}, not {model}")
     if task == "chat" and re.match("(gpt2|distilgpt2|gpt-neo)", label):
-        raise ConfigError(
-            f"{model} has no chat template: take --task instruction, or a model such as {_SMOLLM2}"
-        )
+        raise ConfigError(f"{model} has no chat template: take --task instruction, or a model such as {_SMOLLM2}")
 
 
 def _values(folder: Path, model: str, task: TaskType, files: dict[str, str]) -> dict[str, str]:

@@ -23,9 +23,7 @@ def serve(
     num_cpus: Annotated[float | None, typer.Option(help=_help(ServingConfig, "num_cpus"))] = None,
     num_gpus: Annotated[float | None, typer.Option(help=_help(ServingConfig, "num_gpus"))] = None,
     max_replicas: Annotated[int | None, typer.Option(help=_help(AutoscalingConfig, "max_replicas"))] = None,
-    request_timeout_s: Annotated[
-        float | None, typer.Option(help=_help(ServingConfig, "request_timeout_s"))
-    ] = None,
+    request_timeout_s: Annotated[float | None, typer.Option(help=_help(ServingConfig, "request_timeout_s"))] = None,
 ) -> None:
     """Serve an artifact over HTTP on this machine: /generate, /answer, /health and /docs.
 

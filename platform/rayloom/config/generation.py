@@ -114,9 +114,7 @@ class GenerationConfig(Section):
         if "num_generations" in changes:
             kept.pop("num_return_sequences", None)
         kept |= changes
-        return GenerationConfig.model_validate(
-            {key: value for key, value in kept.items() if value is not None}
-        )
+        return GenerationConfig.model_validate({key: value for key, value in kept.items() if value is not None})
 
 
 def _known_parameters(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rayloom.config.base import Section
 
-TaskType = Literal[
-    "question-answering", "summarization", "translation", "language-modeling", "instruction", "chat"
-]
+TaskType = Literal["question-answering", "summarization", "translation", "language-modeling", "instruction", "chat"]
 GenerationType = Literal["auto", "seq2seq", "causal"]
 
 _GENERATION_ALIASES = {"text2text": "seq2seq", "text2text-generation": "seq2seq", "text-generation": "causal"}
@@ -40,9 +38,7 @@ class RandomInit(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
-            )
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         return self
 
 
@@ -71,9 +67,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.random_init and self.revision:
-            raise ValueError(
-                "revision names hub weights, random_init asks for random ones: give one of the two"
-            )
+            raise ValueError("revision names hub weights, random_init asks for random ones: give one of the two")
         if self.random_init and self.generation_type != "auto":
             wanted = "seq2seq" if self.random_init.family == "t5" else "causal"
             if self.generation_type != wanted:

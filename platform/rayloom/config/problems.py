@@ -30,9 +30,7 @@ def config_error(kind: type[Section], error: ValidationError, path: Path | None,
         message = _unknown_key(kind, location)
     else:
         location = _keys_of(first["loc"])
-        message = _message(
-            first, [problem["msg"] for problem in problems if _keys_of(problem["loc"]) == location]
-        )
+        message = _message(first, [problem["msg"] for problem in problems if _keys_of(problem["loc"]) == location])
     if first["type"] == "value_error":
         location = _key_named(message, location, lines)
     line = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), None)
@@ -56,9 +54,7 @@ def _keys_of(location: Location) -> Location:
     # pydantic puts the members of a union into the location ("literal['auto']", "list[str]", "bool").
     types_of_union = {"bool", "int", "float", "str", "list", "dict"}
     return tuple(
-        part
-        for part in location
-        if isinstance(part, int) or (part.isidentifier() and part not in types_of_union)
+        part for part in location if isinstance(part, int) or (part.isidentifier() and part not in types_of_union)
     )
 
 

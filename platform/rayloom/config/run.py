@@ -50,9 +50,7 @@ class RunConfig(Section):
         if self.model.generation_type == "seq2seq" and self.model.task_type in ("language-modeling", "chat"):
             raise ValueError(f"task_type '{self.model.task_type}' needs a causal model, not a seq2seq one")
         if self.model.task_type == "language-modeling" and self.training.metric_for_best != "loss":
-            raise ValueError(
-                "language modelling has no references to compare with: metric_for_best must be 'loss'"
-            )
+            raise ValueError("language modelling has no references to compare with: metric_for_best must be 'loss'")
         return self
 
 

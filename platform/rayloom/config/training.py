@@ -88,9 +88,7 @@ class TrainingConfig(Section):
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise ValueError("warmup_steps and warmup_ratio contradict each other: give one")
         if self.metric_for_best != "loss" and self.eval_rows == 0:
-            raise ValueError(
-                f"metric_for_best '{self.metric_for_best}' needs generated rows: set eval_rows above 0"
-            )
+            raise ValueError(f"metric_for_best '{self.metric_for_best}' needs generated rows: set eval_rows above 0")
         return self
 
 

@@ -80,10 +80,7 @@ def plan_epoch(  # noqa: PLR0913 - a pure function: all that decides the plan is
     shuffled = [batches[place] for place in rng.permutation(len(batches))]
     if len(rest):
         shuffled.append(_by_length(rest, lengths))
-    return [
-        GlobalBatch(_spread(rows, accumulation, world_size), int(target_counts[rows].sum()))
-        for rows in shuffled
-    ]
+    return [GlobalBatch(_spread(rows, accumulation, world_size), int(target_counts[rows].sum())) for rows in shuffled]
 
 
 def plan_evaluation(lengths: Ints, *, batch_size: int, world_size: int) -> list[tuple[MicroBatch, ...]]:
@@ -108,13 +105,9 @@ def _by_length(rows: npt.NDArray[np.int64], lengths: npt.NDArray[Any]) -> npt.ND
     return rows[np.argsort(lengths[rows], kind="stable")]
 
 
-def _spread(
-    rows: npt.NDArray[np.int64], accumulation: int, world_size: int
-) -> tuple[tuple[MicroBatch, ...], ...]:
+def _spread(rows: npt.NDArray[np.int64], accumulation: int, world_size: int) -> tuple[tuple[MicroBatch, ...], ...]:
     """Deal out rows that are sorted by length, so that ranks have similar lengths at the same time."""
     parts = np.array_split(rows, accumulation * world_size)
     filler = MicroBatch((int(rows[0]),), is_filler=True)
     micro = [MicroBatch(tuple(part.tolist())) if len(part) else filler for part in parts]
-    return tuple(
-        tuple(micro[step * world_size + rank] for step in range(accumulation)) for rank in range(world_size)
-    )
+    return tuple(tuple(micro[step * world_size + rank] for step in range(accumulation)) for rank in range(world_size))

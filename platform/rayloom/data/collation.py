@@ -27,9 +27,7 @@ def collate(
     assert examples, "a micro-batch is never empty"
     inputs = [example.input_ids for example in examples]
     labels = [example.labels for example in examples]
-    assert seq2seq or all(len(i) == len(t) for i, t in zip(inputs, labels, strict=True)), (
-        "causal labels are aligned"
-    )
+    assert seq2seq or all(len(i) == len(t) for i, t in zip(inputs, labels, strict=True)), "causal labels are aligned"
     input_ids_BT = _pad(inputs, pad_token_id, pad_to_multiple_of)
     lengths_B1 = torch.tensor([[len(ids)] for ids in inputs])
     attention_mask_BT = (torch.arange(input_ids_BT.shape[1]) < lengths_B1).long()

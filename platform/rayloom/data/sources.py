@@ -41,9 +41,7 @@ def read_rows(path: str | Path, *, text_column: str = "text", text_unit: str = "
     file = Path(path)
     suffix = file.suffix.lower()
     if not file.is_file():
-        raise DataError(
-            "this is a folder, a file is wanted" if file.is_dir() else "there is no such file", file=path
-        )
+        raise DataError("this is a folder, a file is wanted" if file.is_dir() else "there is no such file", file=path)
     if suffix == ".parquet":
         rows = _parquet_rows(str(path))
     elif suffix in (".txt", ".md"):

@@ -64,9 +64,7 @@ def load_splits(dataset: DatasetConfig, columns: Columns) -> Splits:
     warnings = _overlaps(given, columns)
     if missing:
         shares = {"validation": dataset.validation_fraction, "test": dataset.test_fraction}
-        parts = _split_off(
-            given["train"], columns, {split: shares[split] for split in missing}, dataset.split_seed
-        )
+        parts = _split_off(given["train"], columns, {split: shares[split] for split in missing}, dataset.split_seed)
         given |= parts
     limits = (dataset.max_train_rows, dataset.max_validation_rows, dataset.max_test_rows)
     limited = [
@@ -91,13 +89,9 @@ def _given(dataset: DatasetConfig) -> dict[str, list[Row]]:
     """The splits that the config or the dataset names itself."""
     if dataset.name:
         found = load_dataset_rows(dataset.name, dataset.subset)
-        given = {
-            split: found[alias] for split in SPLITS for alias in reversed(_ALIASES[split]) if found.get(alias)
-        }
+        given = {split: found[alias] for split in SPLITS for alias in reversed(_ALIASES[split]) if found.get(alias)}
         if "train" not in given:
-            raise DataError(
-                f"there is no split 'train'; there are: {', '.join(found) or 'none'}", file=dataset.name
-            )
+            raise DataError(f"there is no split 'train'; there are: {', '.join(found) or 'none'}", file=dataset.name)
         return given
     paths = {"train": dataset.train_file, "validation": dataset.validation_file, "test": dataset.test_file}
     return {
@@ -109,9 +103,7 @@ def _given(dataset: DatasetConfig) -> dict[str, list[Row]]:
 
 def _overlaps(given: dict[str, list[Row]], columns: Columns) -> tuple[str, ...]:
     """Inputs that explicit files share: counted and told, not removed."""
-    keys = (
-        {split: [columns.key(row) for row in rows] for split, rows in given.items()} if len(given) > 1 else {}
-    )
+    keys = {split: [columns.key(row) for row in rows] for split, rows in given.items()} if len(given) > 1 else {}
     warnings = []
     for place, first in enumerate(SPLITS):
         for second in SPLITS[place + 1 :]:
@@ -123,9 +115,7 @@ def _overlaps(given: dict[str, list[Row]], columns: Columns) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _split_off(
-    rows: list[Row], columns: Columns, shares: dict[str, float], seed: int
-) -> dict[str, list[Row]]:
+def _split_off(rows: list[Row], columns: Columns, shares: dict[str, float], seed: int) -> dict[str, list[Row]]:
     """Part train rows into train and the splits that are missing."""
     groups: dict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
@@ -189,9 +179,7 @@ def _cut_points(text: str, edges: list[float]) -> list[int] | None:
         cuts = [min(breaks, key=lambda place, edge=edge: abs(place - edge * len(text))) for edge in edges]  # type: ignore[misc]
         bounds = [0, *cuts, len(text)]
         whole = all(text[a:b].strip() for a, b in zip(bounds[:-1], bounds[1:], strict=True))
-        near = all(
-            abs(cut - edge * len(text)) <= 0.05 * len(text) for cut, edge in zip(cuts, edges, strict=True)
-        )
+        near = all(abs(cut - edge * len(text)) <= 0.05 * len(text) for cut, edge in zip(cuts, edges, strict=True))
         if whole and (near or pattern is _BREAKS[-1]):
             return cuts
     return None

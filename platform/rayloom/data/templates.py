@@ -52,9 +52,7 @@ _SEQ2SEQ: dict[TaskType, _Wording] = {
     "instruction": _Wording("{input}", "{input}\n\n{context}"),
 }
 _PLAIN: dict[TaskType, _Wording] = {
-    "question-answering": _Wording(
-        "Question: {input}\nAnswer:", "Context: {context}\nQuestion: {input}\nAnswer:", " "
-    ),
+    "question-answering": _Wording("Question: {input}\nAnswer:", "Context: {context}\nQuestion: {input}\nAnswer:", " "),
     "summarization": _Wording("Document: {input}\nSummary:", None, " "),
     "translation": _Wording("{source_language}: {input}\n{target_language}:", None, " "),
     # Taori et al. (2023), Stanford Alpaca.
@@ -94,9 +92,7 @@ class PromptTemplate(BaseModel):
     """System message put before conversations that have none."""
 
     @classmethod
-    def for_run(
-        cls, dataset: DatasetConfig, task: TaskType, *, seq2seq: bool, has_chat_template: bool
-    ) -> Self:
+    def for_run(cls, dataset: DatasetConfig, task: TaskType, *, seq2seq: bool, has_chat_template: bool) -> Self:
         """The template of a run.
 
         Args:
@@ -174,9 +170,7 @@ def _wants_chat(dataset: DatasetConfig, task: TaskType, *, seq2seq: bool, has_ch
             what = "a seq2seq model" if seq2seq else "language modelling"
             raise ConfigError(f"{what} takes plain text, no chat template", key="dataset.use_chat_template")
         if task == "chat":
-            raise ConfigError(
-                "task_type 'chat' needs a causal model, not a seq2seq one", key="model.task_type"
-            )
+            raise ConfigError("task_type 'chat' needs a causal model, not a seq2seq one", key="model.task_type")
         return False
     if task == "chat" and asked is False:
         raise ConfigError("task_type 'chat' needs the chat template", key="dataset.use_chat_template")

@@ -69,9 +69,7 @@ class Texts:
         """
         stripped = [{**message, "content": message["content"].strip()} for message in messages]
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                stripped, tokenize=False, add_generation_prompt=answer_next
-            )
+            text: str = self.tokenizer.apply_chat_template(stripped, tokenize=False, add_generation_prompt=answer_next)
         except (jinja2.TemplateError, IndexError, TypeError) as error:
             raise RequestError(f"the model's chat template does not take these messages: {error}") from error
         return text
@@ -91,9 +89,7 @@ class Texts:
             return rest[: place + len(self._eos_text)], []
         return rest.rstrip(), [self.eos_id] if is_last else []
 
-    def shorten(
-        self, part: str, render: Callable[[str], list[int]], *, over: int, limit: int
-    ) -> list[int] | None:
+    def shorten(self, part: str, render: Callable[[str], list[int]], *, over: int, limit: int) -> list[int] | None:
         """Cut the end off one part of a prompt until the whole fits.
 
         Args:
@@ -118,9 +114,7 @@ class Texts:
     def _token_ends(self, text: str) -> list[int]:
         """Character at which each token of a text ends."""
         if self.tokenizer.is_fast:
-            encoded = self.tokenizer(
-                text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            )
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             return [end for _, end in encoded["offset_mapping"]]
         count = len(self.ids(text))
         return [len(text) * (place + 1) // count for place in range(count)]

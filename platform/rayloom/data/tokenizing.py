@@ -71,9 +71,7 @@ def encode_rows(
 
 def cache_root(cache_dir: Path | str | None) -> Path:
     """The cache folder: the one given, else ``$RAYLOOM_CACHE``, else ``~/.cache/rayloom``."""
-    return Path(
-        cache_dir or os.environ.get("RAYLOOM_CACHE") or Path.home() / ".cache" / "rayloom"
-    ).expanduser()
+    return Path(cache_dir or os.environ.get("RAYLOOM_CACHE") or Path.home() / ".cache" / "rayloom").expanduser()
 
 
 def _digest(rows: Sequence[Row], encoder: Encoder, columns: Columns) -> str:
@@ -90,9 +88,7 @@ def _digest(rows: Sequence[Row], encoder: Encoder, columns: Columns) -> str:
     return digest.hexdigest()
 
 
-def _encode(
-    rows: Sequence[Row], encoder: Encoder, columns: Columns, file_label: str, digest: str
-) -> EncodedDataset:
+def _encode(rows: Sequence[Row], encoder: Encoder, columns: Columns, file_label: str, digest: str) -> EncodedDataset:
     examples: list[Example] = []
     dropped: Counter[Dropped] = Counter()
     for number, row in enumerate(rows, start=1):
@@ -119,9 +115,7 @@ def _encode(
             "(dataset.*_column) and filled in",
             file=file_label,
         )
-    return EncodedDataset.from_examples(
-        examples, seq2seq=encoder.template.seq2seq, digest=digest, report=report
-    )
+    return EncodedDataset.from_examples(examples, seq2seq=encoder.template.seq2seq, digest=digest, report=report)
 
 
 def _save(dataset: EncodedDataset, folder: Path) -> None:

@@ -61,15 +61,9 @@ class Evaluator:
             raise DataError(f"nothing to evaluate: no rows in {' and '.join(splits) or 'any split'}")
         parameters = self.generator.parameters(self.generation)
         results = [self.split(name, rows) for name, rows in used.items()]
-        timed = self._prompts(
-            (used.get("test") or next(reversed(used.values())))[: self.config.latency_prompts]
-        )
-        told = self._told(
-            "latency and throughput", len(timed) * (1 + len(self.config.throughput_batch_sizes))
-        )
-        resources = measure_resources(
-            self.generator, timed, config=self.config, params=self.generation, progress=told
-        )
+        timed = self._prompts((used.get("test") or next(reversed(used.values())))[: self.config.latency_prompts])
+        told = self._told("latency and throughput", len(timed) * (1 + len(self.config.throughput_batch_sizes)))
+        resources = measure_resources(self.generator, timed, config=self.config, params=self.generation, progress=told)
         return EvaluationResult(
             model=self.generator.name,
             task=self.generator.template.task,
@@ -91,9 +85,7 @@ class Evaluator:
         Language modelling has no references: it gets perplexity, and continuations of a few rows to look at.
         """
         chosen = list(rows[: self.config.max_rows])
-        encoded = encode_rows(
-            chosen, self.generator.encoder, self.columns, cache_dir=self.cache_dir, file_label=name
-        )
+        encoded = encode_rows(chosen, self.generator.encoder, self.columns, cache_dir=self.cache_dir, file_label=name)
         loss = token_loss(
             self.generator.model,
             encoded,
@@ -207,9 +199,7 @@ def evaluate(
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Measure a model on several splits, and what it costs. See `Evaluator`."""
-    evaluator = Evaluator(
-        generator, columns, config or EvaluationConfig(), generation or {}, progress=progress
-    )
+    evaluator = Evaluator(generator, columns, config or EvaluationConfig(), generation or {}, progress=progress)
     return evaluator.run(splits)
 
 

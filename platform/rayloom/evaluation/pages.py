@@ -103,9 +103,7 @@ def _split(comparison: Comparison, split: SplitResult) -> list[str]:
     parts.append(_metric_table(figures(split, before), with_before=before is not None))
     if any(prediction.rougeL is not None for prediction in split.predictions):
         shown = comparison.num_examples()
-        parts += _examples("Best predictions", split.best(shown)) + _examples(
-            "Worst predictions", split.worst(shown)
-        )
+        parts += _examples("Best predictions", split.best(shown)) + _examples("Worst predictions", split.worst(shown))
     elif split.predictions:
         rows = [[p.input, p.prediction] for p in split.predictions]
         parts += ["<h3>Continuations</h3>", _text_table(["prompt", "continuation"], rows)]
@@ -130,18 +128,14 @@ def _metric_table(rows: Sequence[Figure], *, with_before: bool) -> str:
 def _examples(title: str, predictions: Sequence[Prediction]) -> list[str]:
     if not predictions:
         return []
-    rows = [
-        [_score(p.rougeL or 0.0), _input(p), escape(p.reference), escape(p.prediction)] for p in predictions
-    ]
+    rows = [[_score(p.rougeL or 0.0), _input(p), escape(p.reference), escape(p.prediction)] for p in predictions]
     return [f"<h3>{title}</h3>", _raw_table(["ROUGE-L", "input", "reference", "prediction"], rows)]
 
 
 def _input(prediction: Prediction) -> str:
     if not prediction.context:
         return escape(prediction.input)
-    return (
-        f"{escape(prediction.input)}<details><summary>context</summary>{escape(prediction.context)}</details>"
-    )
+    return f"{escape(prediction.input)}<details><summary>context</summary>{escape(prediction.context)}</details>"
 
 
 def _score(value: float) -> str:

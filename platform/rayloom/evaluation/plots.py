@@ -46,9 +46,7 @@ def metric_bars(split: SplitResult, before: SplitResult | None) -> str | None:
         figure, axes = _figure(5.2, 2.7)
         if before is not None:
             values = [percent(name, before.metrics.get(name, 0.0)) for name in names]
-            bars = axes.bar(
-                [place - width / 2 for place in places], values, width, color=BEFORE, label="before"
-            )
+            bars = axes.bar([place - width / 2 for place in places], values, width, color=BEFORE, label="before")
             axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color=QUIET)
         values = [percent(name, split.metrics[name]) for name in names]
         shift = 0.0 if before is None else width / 2

@@ -43,9 +43,7 @@ def write_report(
     comparison = Comparison(result, baseline)
     paths.markdown.write_text(markdown_page(comparison), encoding="utf-8")
     paths.html.write_text(html_page(comparison, history or []), encoding="utf-8")
-    document = ReportDocument(
-        result=result, baseline=baseline, history=[dict(record) for record in history or []]
-    )
+    document = ReportDocument(result=result, baseline=baseline, history=[dict(record) for record in history or []])
     paths.json.write_text(document.model_dump_json(indent=2), encoding="utf-8")
     return paths
 

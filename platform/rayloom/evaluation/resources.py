@@ -41,9 +41,7 @@ def measure_resources(
     told = progress or (lambda _: None)
     latencies = _latencies(generator, prompts, params or {}, told)
     throughput = [
-        _throughput(generator, prompts, size, params or {}, told)
-        for size in config.throughput_batch_sizes
-        if prompts
+        _throughput(generator, prompts, size, params or {}, told) for size in config.throughput_batch_sizes if prompts
     ]
     artifact = generator.artifact
     return Resources(
@@ -117,18 +115,14 @@ def _throughput(
 ) -> Throughput:
     seconds, num_tokens = _timed(generator, prompts, params, batch_size)
     told(len(prompts))
-    return Throughput(
-        batch_size=batch_size, prompts_per_s=len(prompts) / seconds, tokens_per_s=num_tokens / seconds
-    )
+    return Throughput(batch_size=batch_size, prompts_per_s=len(prompts) / seconds, tokens_per_s=num_tokens / seconds)
 
 
 def _timed(
     generator: TextGenerator, prompts: Sequence[PromptInput], params: Mapping[str, Any], batch_size: int
 ) -> tuple[float, int]:
     start = time.perf_counter()
-    outputs = generator.run(
-        prompts, params, batch_size=batch_size
-    )  # ends with ids on the host: nothing is pending
+    outputs = generator.run(prompts, params, batch_size=batch_size)  # ends with ids on the host: nothing is pending
     seconds = time.perf_counter() - start
     return seconds, sum(len(sequence.token_ids) for output in outputs for sequence in output.sequences)
 

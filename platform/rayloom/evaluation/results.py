@@ -9,9 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 class _Record(BaseModel):
     # Infinite perplexities must survive JSON, which has no word for them.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, ser_json_inf_nan="strings", use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", use_attribute_docstrings=True)
 
 
 class Prediction(_Record):

@@ -113,9 +113,7 @@ def metric_text(name: str, value: float) -> str:
 
 def resource_rows(resources: Resources) -> list[tuple[str, str]]:
     """What the model costs, as (what, how much)."""
-    rows = [
-        (_TRAINING.get(name, name), training_text(name, value)) for name, value in resources.training.items()
-    ]
+    rows = [(_TRAINING.get(name, name), training_text(name, value)) for name, value in resources.training.items()]
     rows += [
         ("Parameters", f"{count(resources.num_parameters)} ({resources.dtype})"),
         ("Size on disk", size(resources.size_on_disk_bytes)),

@@ -33,9 +33,7 @@ class ForbiddenWords(LogitsProcessor):  # type: ignore[misc]
         self._patterns = [re.compile(_pattern(word)) for word in self._words]
         self._tail = max(len(word.encode()) for word in self._words) + 4
         texts = token_texts(tokenizer)
-        self._inside = [
-            token for token, text in enumerate(texts) if any(word in text for word in self._words)
-        ]
+        self._inside = [token for token, text in enumerate(texts) if any(word in text for word in self._words)]
         self._partial = [i for i, text in enumerate(texts) if _UNKNOWN in text]
         self._by_start = _tokens_by_start(texts, self._words)
         self._ascii = all(word.isascii() for word in self._words)
@@ -58,9 +56,7 @@ class ForbiddenWords(LogitsProcessor):  # type: ignore[misc]
         texts = token_texts(self._tokenizer)
         banned = [token for token in candidates if self._completes(tail, tail + texts[token])]
         if not self._ascii:
-            banned += [
-                token for token in self._partial if self._completes(tail, self._after(tail_ids, token))
-            ]
+            banned += [token for token in self._partial if self._completes(tail, self._after(tail_ids, token))]
         return banned
 
     def _after(self, tail_ids: list[int], token: int) -> str:

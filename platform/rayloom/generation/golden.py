@@ -82,9 +82,7 @@ def _safe_ids(sequence: GeneratedSequence, min_margin: float) -> list[int]:
     return sequence.token_ids
 
 
-def _mismatch(
-    number: int, case: GoldenCase, what: str, expected: list[int], found: list[int]
-) -> ArtifactError:
+def _mismatch(number: int, case: GoldenCase, what: str, expected: list[int], found: list[int]) -> ArtifactError:
     place = next(
         (at for at, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]),
         min(len(expected), len(found)),

@@ -70,9 +70,7 @@ def open_plain(loaded: LoadedModel, *, name: str) -> Opened:
         )
     else:
         template = PromptTemplate(task="language-modeling", seq2seq=seq2seq)
-    encoder = Encoder(
-        loaded.tokenizer, template, max_input_length=_UNBOUNDED, max_target_length=DEFAULT_NEW_TOKENS
-    )
+    encoder = Encoder(loaded.tokenizer, template, max_input_length=_UNBOUNDED, max_target_length=DEFAULT_NEW_TOKENS)
     return Opened(name, loaded, encoder, GenerationConfig())
 
 
@@ -100,9 +98,7 @@ def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
         RequestError: Not a floating-point type.
     """
     names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    found = (
-        names.get(dtype, getattr(torch, dtype, None)) if isinstance(dtype, str) else dtype or torch.float32
-    )
+    found = names.get(dtype, getattr(torch, dtype, None)) if isinstance(dtype, str) else dtype or torch.float32
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise RequestError(f"dtype {dtype!r}: expected {', '.join(names)} or a torch floating-point type")
     return found

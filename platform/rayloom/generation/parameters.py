@@ -102,9 +102,7 @@ def to_transformers(
     values |= special_tokens(config, model_defaults, tokenizer)
     if config.exponential_decay_length_penalty is not None:
         if values["eos_token_id"] is None:
-            raise RequestError(
-                "exponential_decay_length_penalty needs an end-of-sequence token; this model has none"
-            )
+            raise RequestError("exponential_decay_length_penalty needs an end-of-sequence token; this model has none")
         values["exponential_decay_length_penalty"] = config.exponential_decay_length_penalty
     if config.stop_strings:
         values["stop_strings"] = list(config.stop_strings)
@@ -135,9 +133,7 @@ def special_tokens(
     if eos is None or (isinstance(listed, list) and eos in listed):
         eos = listed
     values["eos_token_id"] = eos if config.eos_token_id is None else config.eos_token_id
-    values["bos_token_id"] = _first_given(
-        config.bos_token_id, tokenizer.bos_token_id, model_defaults.bos_token_id
-    )
+    values["bos_token_id"] = _first_given(config.bos_token_id, tokenizer.bos_token_id, model_defaults.bos_token_id)
     pad = _first_given(config.pad_token_id, tokenizer.pad_token_id, model_defaults.pad_token_id)
     ends = eos_ids(values["eos_token_id"])
     values["pad_token_id"] = _first_given(pad, ends[0] if ends else None, 0)

@@ -79,9 +79,7 @@ def request_lengths(request: GenerationRequest, window: Window) -> Lengths:
     if least is None:
         least = max(0, (config.min_length or 0) - held)
     if least > most:
-        raise RequestError(
-            f"at least {least} new tokens are asked for, but at most {most} (min_… exceeds max_…)"
-        )
+        raise RequestError(f"at least {least} new tokens are asked for, but at most {most} (min_… exceeds max_…)")
     room = _room(request, window, held)
     if room is not None and least > room:
         raise RequestError(
@@ -121,9 +119,7 @@ def _room(request: GenerationRequest, window: Window, held: int) -> int | None:
 
 
 def _too_long(num_tokens: int, max_positions: int) -> str:
-    return (
-        f"the prompt has {num_tokens} tokens, too many for the model's {max_positions} positions: shorten it"
-    )
+    return f"the prompt has {num_tokens} tokens, too many for the model's {max_positions} positions: shorten it"
 
 
 def _group(request: GenerationRequest, lengths: Lengths, window: Window) -> tuple[object, ...]:

@@ -137,8 +137,7 @@ class TextGenerator:
         if contexts is not None and len(contexts) != len(texts):
             raise RequestError(f"{len(contexts)} contexts for {len(texts)} texts: give one for each")
         inputs = [
-            PromptInput(text, context)
-            for text, context in zip(texts, contexts or [None] * len(texts), strict=True)
+            PromptInput(text, context) for text, context in zip(texts, contexts or [None] * len(texts), strict=True)
         ]
         config = self.parameters(params)
         return [_texts(output, config) for output in self.run(inputs, params, batch_size=batch_size)]  # type: ignore[return-value]
@@ -193,8 +192,7 @@ class TextGenerator:
 
     def _cleaned(self, output: GenerationOutput) -> GenerationOutput:
         sequences = [
-            dataclasses.replace(sequence, text=sequence.text.removeprefix(self._start))
-            for sequence in output.sequences
+            dataclasses.replace(sequence, text=sequence.text.removeprefix(self._start)) for sequence in output.sequences
         ]
         return dataclasses.replace(output, sequences=sequences)
 
@@ -202,9 +200,7 @@ class TextGenerator:
 def _asked(text: str, context: str | None, messages: Sequence[Mapping[str, str]] | None) -> PromptInput:
     if not isinstance(text, str):
         raise RequestError("generate takes one text; for a list use generate_batch")
-    return PromptInput(
-        text, context, tuple(dict(message) for message in messages) if messages is not None else None
-    )
+    return PromptInput(text, context, tuple(dict(message) for message in messages) if messages is not None else None)
 
 
 def _texts(output: GenerationOutput, config: GenerationConfig) -> str | list[str]:

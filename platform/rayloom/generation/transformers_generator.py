@@ -159,9 +159,7 @@ class TransformersGenerator:
             words = ForbiddenWords(config.forbidden_words, self.tokenizer, answer)
             extras["logits_processor"] = LogitsProcessorList([words])
         if tokens is not None:
-            extras["stopping_criteria"] = StoppingCriteriaList(
-                [tokens.watch(start, eos_ids(settings.eos_token_id))]
-            )
+            extras["stopping_criteria"] = StoppingCriteriaList([tokens.watch(start, eos_ids(settings.eos_token_id))])
         return extras
 
     def _inputs(

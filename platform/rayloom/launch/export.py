@@ -99,7 +99,8 @@ def build_manifest(spec: ExportSpec, family: str, seq2seq: bool, golden: list[Go
         base=None if config.lora is None else spec.source.ref,
         template=spec.template.model_dump(),
         limits=Limits(
-            max_input_length=config.dataset.max_input_length, max_target_length=config.dataset.max_target_length
+            max_input_length=config.dataset.max_input_length,
+            max_target_length=config.dataset.max_target_length,
         ),
         generation=config.generation,
         golden=golden,

@@ -30,7 +30,7 @@ from rayloom.models import (
     resolve_source,
 )
 from rayloom.models.lora import target_layers
-from rayloom.models.sizing import meta_model
+from rayloom.models.variants import meta_model
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,10 @@ class Prepared:
     def warnings(self) -> list[str]:
         """What the owner of the data should know."""
         encoded = (("train", self.train.report), ("validation", self.validation.report))
-        return [*self.splits.warnings, *(f"{name}: {text}" for name, part in encoded for text in part.warnings)]
+        return [
+            *self.splits.warnings,
+            *(f"{name}: {text}" for name, part in encoded for text in part.warnings),
+        ]
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -71,9 +74,7 @@ def prepare(config: RunConfig) -> Prepared:
     """
     columns = columns_for(config.dataset, config.model.task_type)
     splits = load_splits(config.dataset, columns)
-    source = resolve_source(
-        config.model, corpus=lambda: corpus_texts(splits.train, columns), seed=config.training.seed
-    )
+    source = resolve_source(config.model, corpus=lambda: corpus_texts(splits.train, columns), seed=config.training.seed)
     family = load_family(source)
     check_task(config, family)
     if config.lora is not None:
@@ -95,11 +96,12 @@ def prepare(config: RunConfig) -> Prepared:
     place = config.dataset.train_file or config.dataset.name
     train, validation = (
         encode_rows(rows, encoder, columns, cache_dir=config.dataset.cache_dir, file_label=label)
-        for rows, label in ((splits.train, f"{place}, train rows"), (splits.validation, f"{place}, validation rows"))
+        for rows, label in (
+            (splits.train, f"{place}, train rows"),
+            (splits.validation, f"{place}, validation rows"),
+        )
     )
-    return Prepared(
-        config, columns, splits, source, family, tokenizer, template, encoder, train, validation
-    )
+    return Prepared(config, columns, splits, source, family, tokenizer, template, encoder, train, validation)
 
 
 def corpus_texts(rows: list[Row], columns: Columns) -> Iterator[str]:

@@ -116,9 +116,7 @@ class TerminalSink:
 
     def _step(self, record: StepRecord) -> None:
         if self._console.is_terminal:
-            self._bar.update(
-                self._task, completed=record.step, total=record.total_steps, description=figures(record)
-            )
+            self._bar.update(self._task, completed=record.step, total=record.total_steps, description=figures(record))
         else:
             self._console.print(f"step {record.step}/{record.total_steps}  {figures(record)}", highlight=False)
 

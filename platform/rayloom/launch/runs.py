@@ -148,5 +148,3 @@ def _difference(old: Any, new: Any) -> str:
     before, after = old.model_dump(), new.model_dump()
     changed = [f"{key}: {before[key]!r} → {after[key]!r}" for key in before if before[key] != after[key]]
     return ", ".join(changed)
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import shutil
@@ -73,12 +74,14 @@ def ray_session(workers: DistributedConfig, *, verbose: bool = False) -> Iterato
 
 def _join(address: str, verbose: bool) -> None:
     try:
-        ray.init(address, log_to_driver=verbose, logging_level="warning")
+        ray.init(address, log_to_driver=verbose, logging_level=logging.WARNING)
     except (ConnectionError, RayError, RuntimeError) as error:
         raise ServiceError(f"the Ray cluster at RAY_ADDRESS={address} does not answer: {error}") from error
 
 
 def _start_local(workers: DistributedConfig, temp_dir: str, verbose: bool) -> None:
+    # Token authentication is on, as it should be; Ray would warn about that.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     needed = math.ceil(workers.num_workers * workers.cpus_per_worker)
     ray.init(
         "local",
@@ -86,11 +89,11 @@ def _start_local(workers: DistributedConfig, temp_dir: str, verbose: bool) -> No
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=verbose,
-        logging_level="warning",
+        logging_level=logging.WARNING,
         _temp_dir=temp_dir,
     )
 
 
 def _describe(address: str | None) -> Cluster:
-    resources = ray.cluster_resources()
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return Cluster(address, resources.get("CPU", 0.0), resources.get("GPU", 0.0))

@@ -13,7 +13,16 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from rayloom.config import EvaluateJob, RunConfig, load_job
 from rayloom.errors import ConfigError, ServiceError
 
-_EXCLUDED = [".git", ".venv", "runs", "reports", "**/__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"]
+_EXCLUDED = [
+    ".git",
+    ".venv",
+    "runs",
+    "reports",
+    "**/__pycache__",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+]
 
 
 def submit_job(
@@ -69,8 +78,8 @@ def _command(job: RunConfig | EvaluateJob, path: Path, address: str, overrides: 
 
 def _outside_the_upload(job: RunConfig | EvaluateJob, path: Path, address: str) -> list[str]:
     """Results must not land in the uploaded copy of the working folder, which the cluster throws away."""
-    key, place = ("output", job.output) if isinstance(job, EvaluateJob) else (
-        "output.storage_path", job.output.storage_path
+    key, place = (
+        ("output", job.output) if isinstance(job, EvaluateJob) else ("output.storage_path", job.output.storage_path)
     )
     if "://" in place or Path(place).is_absolute():
         return []

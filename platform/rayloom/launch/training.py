@@ -133,7 +133,7 @@ def _fit(prepared: Prepared, run: Run, cluster: Cluster, files: Any, board: Any)
         board=board,
     )
     trainer = TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]  # Ray's types forget that its result has a return_value
         train_loop_config={"payload": payload},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -170,7 +170,7 @@ def _root_cause(error: TrainingFailedError) -> RayloomError:
 
 
 def _returned(result: Result) -> dict[str, Any]:
-    value: dict[str, Any] = result.return_value or {}
+    value: dict[str, Any] = getattr(result, "return_value", None) or {}
     return value
 
 
@@ -214,7 +214,7 @@ def _export(
         place: str = ray.get(task.remote(spec, _best(result)[0], destination, files))
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
-        raise cause if isinstance(cause, RayloomError) else TrainingError(f"export failed: {error}") from error
+        raise (cause if isinstance(cause, RayloomError) else TrainingError(f"export failed: {error}")) from error
     return place
 
 

@@ -55,7 +55,10 @@ class GenerationValidator:
         references = [template.target_of(row, self.columns) for row in self.rows]
         options = self.config.evaluation
         metrics = text_metrics(
-            predictions, references, use_stemmer=options.use_stemmer, remove_stopwords=options.remove_stopwords
+            predictions,
+            references,
+            use_stemmer=options.use_stemmer,
+            remove_stopwords=options.remove_stopwords,
         )
         return Validation(metrics, self._samples(predictions, references, template))
 

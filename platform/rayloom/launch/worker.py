@@ -14,6 +14,7 @@ import ray
 import ray.train
 import torch
 from ray.train import Checkpoint
+from ray.train.torch import get_device
 
 from rayloom.config import RunConfig
 from rayloom.data import Columns, EncodedDataset, Encoder, PromptTemplate, Row
@@ -58,12 +59,12 @@ class Payload:
     """Handle of a `Board`."""
 
 
-def train_worker(settings: dict[str, Payload]) -> dict[str, Any]:
+def train_worker(settings: dict[Any, Any]) -> dict[str, Any]:
     """Ray Train's ``train_loop_per_worker``. Returns the final `Progress` as a dictionary, and peak memory."""
-    payload = settings["payload"]
+    payload: Payload = settings["payload"]
     files: Files | None = ray.get(payload.model_files)
     unpack(payload.source, files)
-    device = ray.train.torch.get_device()
+    device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, math.floor(payload.config.distributed.cpus_per_worker)))
     backend, tokenizer = build_backend(payload.config, payload.source, device)

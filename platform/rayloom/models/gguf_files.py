@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ def materialise_gguf(file: Path) -> Path:
 
     def build(folder: Path) -> None:
         try:
-            with no_progress_bars():
+            # transformers' bar for this step knows no switch.
+            with no_progress_bars(), contextlib.redirect_stderr(io.StringIO()):
                 _convert(file, folder)
         except Exception as error:  # the reader trusts the file and trips over it in many ways
             raise ModelError(f"{file} cannot be read as GGUF: {error}") from error

@@ -75,9 +75,7 @@ def _label(name: str, revision: str | None) -> str:
 
 def _unreachable(name: str, revision: str | None) -> HubError:
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
-    return HubError(
-        f"the model {_label(name, revision)} is needed, {why}, and it is not in the cache: {_MEND}"
-    )
+    return HubError(f"the model {_label(name, revision)} is needed, {why}, and it is not in the cache: {_MEND}")
 
 
 def _refused(name: str, revision: str | None, error: Exception) -> ModelError:
@@ -85,9 +83,7 @@ def _refused(name: str, revision: str | None, error: Exception) -> ModelError:
     if isinstance(error, HFValidationError):
         return ModelError(f"{label} is neither a folder here nor a valid hub name")
     if isinstance(error, GatedRepoError):
-        return HubError(
-            f"{label} asks for its licence to be accepted on the hub, and for 'hf auth login' here"
-        )
+        return HubError(f"{label} asks for its licence to be accepted on the hub, and for 'hf auth login' here")
     if isinstance(error, RevisionNotFoundError):
         return HubError(f"{label}: the hub has the model but not this revision")
     if isinstance(error, RepositoryNotFoundError):

@@ -165,11 +165,7 @@ def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
 
 def _clean_generation_defaults(model: Any, tokenizer: Any) -> None:
     old = model.generation_config
-    kept = {
-        name: value
-        for name, value in old.to_dict().items()
-        if name.endswith("_token_id") and value is not None
-    }
+    kept = {name: value for name, value in old.to_dict().items() if name.endswith("_token_id") and value is not None}
     kept.setdefault("eos_token_id", tokenizer.eos_token_id)
     model.generation_config = HfGenerationConfig(**(kept | {"pad_token_id": tokenizer.pad_token_id}))
 

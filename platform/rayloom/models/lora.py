@@ -60,8 +60,7 @@ def target_layers(model: Any, targets: str | tuple[str, ...] | list[str]) -> dic
             near = difflib.get_close_matches(target, leaves, n=1, cutoff=0.5)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise ModelError(
-                f"lora.target_modules: the model has no linear layer '{target}'{hint}; "
-                f"it has: {', '.join(leaves)}"
+                f"lora.target_modules: the model has no linear layer '{target}'{hint}; it has: {', '.join(leaves)}"
             )
     return chosen
 

@@ -38,9 +38,7 @@ def open_model(artifact: Artifact, *, dtype: torch.dtype = torch.float32, merge:
             tokenizer=tokenizer_in(artifact.adapter_path),
         )
     if loaded.family.seq2seq != manifest.seq2seq:
-        raise ArtifactError(
-            f"{artifact.path}: the manifest says seq2seq={manifest.seq2seq}, the model is not"
-        )
+        raise ArtifactError(f"{artifact.path}: the manifest says seq2seq={manifest.seq2seq}, the model is not")
     return loaded
 
 

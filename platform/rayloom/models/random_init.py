@@ -48,9 +48,7 @@ _TEMPLATES = {"t5": "$A </s>", "llama": "<s> $A"}
 """What the families' own tokenizers put around a text."""
 
 
-def materialise_random(
-    init: RandomInit, corpus: Corpus | None, *, seed: int, tokenizer: str | None = None
-) -> Path:
+def materialise_random(init: RandomInit, corpus: Corpus | None, *, seed: int, tokenizer: str | None = None) -> Path:
     """The folder of a random initialisation; made once per arguments, corpus and library versions.
 
     Args:
@@ -103,9 +101,7 @@ def train_tokenizer(init: RandomInit, corpus: Corpus | None) -> PreTrainedTokeni
     tokenizer.train_from_iterator(corpus() if corpus else (), trainer)
     if init.family in _TEMPLATES:
         ids = [(name, tokenizer.token_to_id(name)) for name in names]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=_TEMPLATES[init.family], special_tokens=ids
-        )
+        tokenizer.post_processor = processors.TemplateProcessing(single=_TEMPLATES[init.family], special_tokens=ids)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
 
 
@@ -126,9 +122,7 @@ def random_config(init: RandomInit, tokenizer: PreTrainedTokenizerBase) -> Any:
 
 def planned_config(init: RandomInit) -> Any:
     """As `random_config`, before there is a tokenizer: with the vocabulary that was asked for."""
-    return _config(
-        init, {"vocab_size": init.vocab_size, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
-    )
+    return _config(init, {"vocab_size": init.vocab_size, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1})
 
 
 def _config(init: RandomInit, ids: dict[str, Any]) -> Any:

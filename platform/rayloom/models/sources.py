@@ -67,9 +67,7 @@ class ModelSource:
         if Path(location).is_dir():
             return Path(location)
         if self.is_random or not is_portable(name):
-            raise ModelError(
-                f"{location}: the model '{name}' is not on this machine: put it on a shared disk"
-            )
+            raise ModelError(f"{location}: the model '{name}' is not on this machine: put it on a shared disk")
         return find_folder(name, revision)
 
 
@@ -182,7 +180,6 @@ def _inside_artifact(folder: Path) -> Path:
     artifact = open_artifact(folder)
     if artifact.manifest.kind == "adapter":
         raise ModelError(
-            f"{folder} is the artifact of an adapter; training goes on from full "
-            "models: name its base model instead"
+            f"{folder} is the artifact of an adapter; training goes on from full models: name its base model instead"
         )
     return artifact.model_path

@@ -61,10 +61,7 @@ def _stage_traps(config: RunConfig, sizing: Sizing) -> Iterator[str]:
     if workers.stage > 0 and workers.num_workers == 1 and workers.offload == "none":
         yield f"ZeRO {workers.stage} with one worker shards nothing and costs time: leave zero_stage out"
     if workers.stage == 3 and config.lora is not None and sizing.shape.parameters < _SMALL_MODEL:
-        yield (
-            "LoRA with ZeRO 3 on a small model: gathering weights makes steps 4 to 6 times slower: use "
-            "stage 1 or 2"
-        )
+        yield ("LoRA with ZeRO 3 on a small model: gathering weights makes steps 4 to 6 times slower: use stage 1 or 2")
     lowest = sizing.lowest_fitting_stage
     if sizing.memory_limit is None:
         return
@@ -90,10 +87,7 @@ def _worker_traps(config: RunConfig, on_gpu: bool, rows: Rows | None) -> Iterato
     present = os.cpu_count() or 1
     wanted = workers.num_workers * workers.cpus_per_worker
     if not on_gpu and wanted > present:
-        yield (
-            f"the workers ask for {wanted:g} CPUs; this machine has {present}: it needs a cluster, or the "
-            "run waits"
-        )
+        yield (f"the workers ask for {wanted:g} CPUs; this machine has {present}: it needs a cluster, or the run waits")
 
 
 def _learning_traps(config: RunConfig) -> Iterator[str]:

@@ -46,14 +46,10 @@ def _gpt2(width: int, layers: int, heads: int) -> Any:
 
 
 def _gpt_neo(width: int, layers: int, heads: int) -> Any:
-    return GPTNeoConfig(
-        hidden_size=width, num_layers=layers, num_heads=heads, attention_types=attention_types(layers)
-    )
+    return GPTNeoConfig(hidden_size=width, num_layers=layers, num_heads=heads, attention_types=attention_types(layers))
 
 
-def _llama(
-    sizes: tuple[int, int, int, int, int], vocabulary: int, positions: int, *, tied: bool = False
-) -> Any:
+def _llama(sizes: tuple[int, int, int, int, int], vocabulary: int, positions: int, *, tied: bool = False) -> Any:
     """LLaMA: (width, feed-forward width, layers, heads, key-value heads)."""
     width, inner, layers, heads, kv_heads = sizes
     return LlamaConfig(

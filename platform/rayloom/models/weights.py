@@ -48,9 +48,7 @@ def load_trained_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in wanted.items():
             if state[name].shape != parameter.shape:
-                raise ModelError(
-                    f"'{name}' has shape {tuple(state[name].shape)} instead of {tuple(parameter.shape)}"
-                )
+                raise ModelError(f"'{name}' has shape {tuple(state[name].shape)} instead of {tuple(parameter.shape)}")
             parameter.copy_(state[name])
 
 

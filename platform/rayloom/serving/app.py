@@ -45,9 +45,7 @@ def application(config: ServingConfig, *, open_model: ModelFactory | None = None
         config: What to serve, and how.
         open_model: Opens the model inside a replica; a `TextGenerator` where not given.
     """
-    replica: Any = (
-        ModelReplica  # Serve's decorators make deployments of classes, which their types do not say
-    )
+    replica: Any = ModelReplica  # Serve's decorators make deployments of classes, which their types do not say
     ingress: Any = HttpIngress
     model = replica.options(**_model_options(config)).bind(config, open_model or open_text_generator)
     app: Application = ingress.options(**_ingress_options(config)).bind(model, config)

@@ -44,9 +44,7 @@ class ReplicaBackend:
             message = "too many calls are waiting; try again later"
             return Problem(503, "overloaded", message, retry_after_s=math.ceil(error.retry_after_s or 1))
         except DeploymentUnavailableError:
-            return Problem(
-                503, "not_ready", "the model could not be opened; the server's log has the details"
-            )
+            return Problem(503, "not_ready", "the model could not be opened; the server's log has the details")
         except RayTaskError as error:
             logger.exception("a replica failed")
             return Problem(500, "internal", f"the replica failed with {type(error.cause).__name__}")

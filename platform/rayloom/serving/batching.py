@@ -58,9 +58,7 @@ def _problem(error: Exception) -> Problem:
     if isinstance(error, UserError):
         return Problem(400, "invalid_request", str(error))
     logger.error("generation failed", exc_info=error)
-    return Problem(
-        500, "internal", f"generation failed with {type(error).__name__}; the server's log has the details"
-    )
+    return Problem(500, "internal", f"generation failed with {type(error).__name__}; the server's log has the details")
 
 
 def _refusal(info: ModelInfo, call: Call) -> Problem | None:
@@ -68,9 +66,7 @@ def _refusal(info: ModelInfo, call: Call) -> Problem | None:
     if call.asks_question and not info.answers_questions:
         message = f"'{info.name}' ({info.task}) has no prompt template for questions; use POST /generate"
     elif call.prompt.context is not None and not info.takes_context:
-        message = (
-            f"the prompt template of '{info.name}' ({info.task}) has no place for a context; leave it out"
-        )
+        message = f"the prompt template of '{info.name}' ({info.task}) has no place for a context; leave it out"
     else:
         return None
     return Problem(400, "invalid_request", message)

@@ -116,6 +116,8 @@ def _served_task(url: str) -> str | None:
 
 @contextlib.contextmanager
 def _local_ray(config: ServingConfig) -> Iterator[None]:
+    # Token authentication is on, as it should be; Ray would warn about that.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Sockets live in this folder, and their paths may not be long.
     temp_dir = tempfile.mkdtemp(prefix="rayloom-")
     try:
@@ -162,9 +164,7 @@ def _checked_port(host: str, port: int) -> int:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ServiceError(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
-            ) from None
+            raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
         return int(probe.getsockname()[1])
 
 

@@ -53,9 +53,7 @@ class TextGeneratorModel:
         inputs = [PromptInput(text=prompt.text, context=prompt.context) for prompt in prompts]
         wanted = self._generator.parameters(parameters).max_time
         max_time = self._max_time_s if wanted is None else min(wanted, self._max_time_s)
-        outputs = self._generator.run(
-            inputs, {**parameters, "max_time": max_time}, batch_size=self._batch_size
-        )
+        outputs = self._generator.run(inputs, {**parameters, "max_time": max_time}, batch_size=self._batch_size)
         return [self._completion(output) for output in outputs]
 
     def _completion(self, output: GenerationOutput) -> Completion:

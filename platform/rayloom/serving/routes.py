@@ -81,9 +81,7 @@ def create_app(backend: Backend, limits: Limits, *, title: str = "Rayloom") -> F
             return _failure(Problem(503, "not_ready", "no replica takes calls yet", retry_after_s=5))
         return HealthResponse.of(state)
 
-    @app.post(
-        "/generate", response_model=GenerateResponse, response_model_exclude_none=True, responses=_ERRORS
-    )
+    @app.post("/generate", response_model=GenerateResponse, response_model_exclude_none=True, responses=_ERRORS)
     async def generate(body: GenerateRequest) -> GenerateResponse | JSONResponse:
         """Write text for a prompt. The prompt fills the template that the model was trained with."""
         outcome = await _outcome(backend, body, limits)
@@ -107,9 +105,7 @@ async def _outcome(backend: Backend, body: GenerateRequest | AnswerRequest, limi
         async with asyncio.timeout(limits.request_timeout_s):
             return await backend.complete(call)
     except TimeoutError:
-        return Problem(
-            504, "timeout", f"no answer within {limits.request_timeout_s:g} s; ask for fewer tokens"
-        )
+        return Problem(504, "timeout", f"no answer within {limits.request_timeout_s:g} s; ask for fewer tokens")
 
 
 def _refusal(parameters: GenerationConfig, texts: Sequence[str], limits: Limits) -> Problem | None:

@@ -131,9 +131,7 @@ def _common(completion: Completion) -> dict[str, Any]:
     return {
         "finish_reason": completion.finish_reason,
         "logprobs": list(completion.logprobs) if completion.logprobs is not None else None,
-        "usage": Usage(
-            prompt_tokens=completion.prompt_tokens, completion_tokens=completion.completion_tokens
-        ),
+        "usage": Usage(prompt_tokens=completion.prompt_tokens, completion_tokens=completion.completion_tokens),
         "model": completion.model,
     }
 
@@ -164,9 +162,7 @@ class HealthResponse(BaseModel):
         model = health.model and ServedModelBody(
             name=health.model.name, family=health.model.family, task=health.model.task
         )
-        return cls.model_validate(
-            {"status": health.status, "num_replicas": health.num_replicas, "model": model}
-        )
+        return cls.model_validate({"status": health.status, "num_replicas": health.num_replicas, "model": model})
 
 
 class ErrorDetail(BaseModel):

@@ -81,7 +81,7 @@ class PlainBackend:
         with self._synchronised(is_last):
             with self._autocast():
                 loss: Tensor = self._parallel(**batch, first_target=first_target)
-            self._scaler.scale(loss * scale).backward()
+            self._scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def update(self, learning_rate: float) -> Tensor | float:

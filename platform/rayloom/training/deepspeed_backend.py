@@ -27,7 +27,7 @@ def deepspeed_config(config: RunConfig, *, on_gpu: bool) -> dict[str, Any]:
     training, workers = config.training, config.distributed
     zero: dict[str, Any] = {"stage": workers.stage, "overlap_comm": on_gpu and workers.stage in (1, 2, 3)}
     if workers.offload != "none":
-        target = {"device": workers.offload, "pin_memory": on_gpu}
+        target: dict[str, Any] = {"device": workers.offload, "pin_memory": on_gpu}
         if workers.nvme_path:
             target["nvme_path"] = workers.nvme_path
         zero["offload_optimizer"] = target
@@ -114,7 +114,10 @@ class DeepSpeedBackend:
             TrainingError: DeepSpeed found no checkpoint in the folder.
         """
         path, _ = self._engine.load_checkpoint(
-            str(folder / "deepspeed"), _TAG, load_module_strict=not self._is_partial, load_lr_scheduler_states=False
+            str(folder / "deepspeed"),
+            _TAG,
+            load_module_strict=not self._is_partial,
+            load_lr_scheduler_states=False,
         )
         if path is None:
             raise TrainingError(f"{folder} holds no DeepSpeed checkpoint")

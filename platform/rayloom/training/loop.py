@@ -144,9 +144,7 @@ def _start(job: Job, backend: Backend, resume_from: Path | None) -> Progress:
     return progress
 
 
-def _step(
-    job: Job, backend: Backend, batch: GlobalBatch, learning_rate: float, meter: Meter
-) -> torch.Tensor | float:
+def _step(job: Job, backend: Backend, batch: GlobalBatch, learning_rate: float, meter: Meter) -> torch.Tensor | float:
     # Gradients are averaged over ranks; times the ranks and over the batch's target tokens that makes the mean
     # per token of the global batch, however its rows are spread.
     scale = distributed.world_size() / max(1, batch.num_targets)

@@ -6,6 +6,7 @@ Shape letters: B rows, T tokens of the input, K logit positions kept, V vocabula
 from __future__ import annotations
 
 import inspect
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
@@ -31,8 +32,10 @@ class TokenLoss(nn.Module):
         self.model = model
         self.seq2seq = seq2seq
         self.label_smoothing = label_smoothing
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.config = base.config
+        # PEFT wraps the model whose signature and configuration count.
+        base: Any = cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model
+        self._start_token_id: int | None = getattr(base.config, "decoder_start_token_id", None)
+        self._pad_token_id: int = base.config.pad_token_id or 0
         self._trims_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, first_target: int = 0) -> Tensor:
@@ -48,9 +51,13 @@ class TokenLoss(nn.Module):
             Scalar, float32.
         """
         if self.seq2seq:
-            decoder_ids = shift_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)
+            assert self._start_token_id is not None, "an encoder-decoder has a start token"
+            decoder_ids = shift_right(labels, self._start_token_id, self._pad_token_id)
             logits = self.model(
-                input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_ids, use_cache=False
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                decoder_input_ids=decoder_ids,
+                use_cache=False,
             ).logits
             return self._summed(logits, labels)
         keep = labels.shape[1] - max(first_target - 1, 0)

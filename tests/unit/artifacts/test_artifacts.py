@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from rayloom.artifacts import (
     BaseModelRef,
     FileEntry,
@@ -292,9 +293,7 @@ def test_a_cached_folder_is_built_once(tmp_path: Path) -> None:
         builds.append(folder)
         (folder / "file").write_text("x")
 
-    threads = [
-        threading.Thread(target=publish_folder, args=(tmp_path / "c" / "one", build)) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=publish_folder, args=(tmp_path / "c" / "one", build)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

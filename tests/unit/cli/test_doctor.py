@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
+
 from rayloom.cli.doctor import doctor, duration, gib
 from rayloom.errors import ModelError
-from typer.testing import CliRunner
 
 app = typer.Typer()
 app.command()(doctor)
@@ -48,9 +49,7 @@ def test_traps_are_told(config: Path) -> None:
 
 
 def test_random_models_are_sized_before_their_tokenizer_exists(config: Path) -> None:
-    text = run(
-        str(config), "-s", "model.random_init={family: gpt_neo}", "-s", "model.name=tiny", "--memory", "80"
-    )
+    text = run(str(config), "-s", "model.random_init={family: gpt_neo}", "-s", "model.name=tiny", "--memory", "80")
     assert "gpt_neo, causal" in text
     assert "starts knowing nothing" in text
 

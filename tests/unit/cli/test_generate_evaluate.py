@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
+
 from rayloom.cli.evaluate import evaluate
 from rayloom.cli.generate import generate
 from rayloom.errors import ArtifactError, ConfigError, RequestError
 from rayloom.generation import TextGenerator
-from typer.testing import CliRunner
-
 from tests.unit.generation.artifacts import make_artifact
 
 app = typer.Typer()
@@ -41,15 +41,11 @@ def test_prompts_come_from_arguments_file_or_standard_input(folder: Path, tmp_pa
 
 def test_parameters_reach_the_model(folder: Path) -> None:
     generator = TextGenerator(folder)
-    expected = generator.generate(
-        "River 4?", context="Far.", num_beams=3, max_new_tokens=4, stop_strings=["zz"]
-    )
+    expected = generator.generate("River 4?", context="Far.", num_beams=3, max_new_tokens=4, stop_strings=["zz"])
     options = ["-p", "num_beams=3", "-p", "stop-strings=[zz]", "--max-new-tokens", "4", "--context", "Far."]
     assert run("generate", str(folder), "River 4?", *options).strip("\n") == expected
     sampled = generator.generate("River 4?", do_sample=True, temperature=1.5, seed=4)
-    assert (
-        run("generate", str(folder), "River 4?", "--temperature", "1.5", "--seed", "4").strip("\n") == sampled
-    )
+    assert run("generate", str(folder), "River 4?", "--temperature", "1.5", "--seed", "4").strip("\n") == sampled
 
 
 @pytest.mark.parametrize(

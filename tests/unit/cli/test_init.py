@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from typer.testing import CliRunner
+
 from rayloom.cli.init import init, write_project
 from rayloom.config import EvaluateJob, ServingConfig, TaskType, load_job, load_run_config, validate
 from rayloom.errors import ConfigError
-from typer.testing import CliRunner
 
 TASKS = typing.get_args(TaskType)
 ROWS = {"train": 200, "validation": 40, "test": 40}
@@ -62,9 +63,7 @@ def test_no_input_of_the_train_rows_is_in_another_split(task: TaskType, tmp_path
     seen: dict[str, str] = {}
     for split in ROWS:
         for row in rows_of(str(tmp_path / "p/data" / f"{split}.jsonl")):
-            answerless = {
-                name: cell for name, cell in row.items() if name not in ("answer", "output", "summary")
-            }
+            answerless = {name: cell for name, cell in row.items() if name not in ("answer", "output", "summary")}
             assert seen.setdefault(json.dumps(answerless), split) == split
 
 
@@ -126,9 +125,7 @@ def test_any_model_name_survives_yaml(model: str, tmp_path: Path) -> None:
         ("gpt2-medium", "chat", "no chat template"),
     ],
 )
-def test_a_model_that_cannot_do_the_task_is_refused(
-    model: str, task: TaskType, message: str, tmp_path: Path
-) -> None:
+def test_a_model_that_cannot_do_the_task_is_refused(model: str, task: TaskType, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         write_project(tmp_path / "p", model=model, task=task)
     assert not (tmp_path / "p").exists()

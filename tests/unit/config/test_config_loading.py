@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rayloom.config import (
     EvaluateJob,
     RunConfig,
@@ -216,9 +217,7 @@ def test_contradictory_keys_are_refused(write: Write, more: str, key: str, messa
         ("{name: x, task_type: qa}", "{train_file: a}", "", "model.task_type", "'question-answering'"),
     ],
 )
-def test_model_and_dataset_must_fit(
-    write: Write, model: str, dataset: str, more: str, key: str, message: str
-) -> None:
+def test_model_and_dataset_must_fit(write: Write, model: str, dataset: str, more: str, key: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load_run_config(write(f"model: {model}\ndataset: {dataset}\n{more}\n"))
     assert caught.value.key == key
@@ -271,9 +270,7 @@ def test_overrides_go_before_the_file(write: Write, tmp_path: Path) -> None:
         ("training.batch_size=0", "greater than or equal to 1"),
     ],
 )
-def test_wrong_overrides_are_named_without_a_line_of_the_file(
-    write: Write, override: str, message: str
-) -> None:
+def test_wrong_overrides_are_named_without_a_line_of_the_file(write: Write, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load_run_config(write(BASE + "training:\n  batch_size: 4\n"), [override])
     assert not caught.value.line
@@ -281,9 +278,7 @@ def test_wrong_overrides_are_named_without_a_line_of_the_file(
 
 def test_numbers_with_exponents_are_numbers_everywhere(write: Write) -> None:
     options = "{layer_norm_epsilon: 1e-5, feed_forward_proj: gated-gelu, window_size: 64}"
-    text = (
-        f"model: {{name: x, random_init: {{family: t5, options: {options}}}}}\ndataset: {{train_file: a}}\n"
-    )
+    text = f"model: {{name: x, random_init: {{family: t5, options: {options}}}}}\ndataset: {{train_file: a}}\n"
     config = load_run_config(write(text))
     assert config.model.random_init is not None
     assert config.model.random_init.options == {
@@ -321,9 +316,7 @@ def test_a_dumped_config_loads_to_the_same_config(write: Write) -> None:
 def test_json_schema_accepts_what_loads_and_refuses_unknown_keys() -> None:
     schema = json.loads(json.dumps(json_schema()))
     jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(
-        yaml.safe_load(CLASSIC.replace("text2text", "seq2seq").replace("3e-4", "3.0e-4")), schema
-    )
+    jsonschema.validate(yaml.safe_load(CLASSIC.replace("text2text", "seq2seq").replace("3e-4", "3.0e-4")), schema)
     with pytest.raises(jsonschema.ValidationError, match="lr"):
         jsonschema.validate(yaml.safe_load(BASE) | {"training": {"lr": 1}}, schema)
     assert schema["$defs"]["TrainingConfig"]["properties"]["batch_size"]["description"].startswith("Rows per")

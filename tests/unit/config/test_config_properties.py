@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
+
 from rayloom.config import DistributedConfig, TrainingConfig
 
 
-@pytest.mark.parametrize(
-    ("values", "precision"), [({}, "fp32"), ({"bf16": True}, "bf16"), ({"fp16": True}, "fp16")]
-)
+@pytest.mark.parametrize(("values", "precision"), [({}, "fp32"), ({"bf16": True}, "bf16"), ({"fp16": True}, "fp16")])
 def test_precision(values: dict[str, bool], precision: str) -> None:
     assert TrainingConfig.model_validate(values).precision == precision
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from rayloom.config import GenerationConfig
 
 beams = st.integers(1, 8)

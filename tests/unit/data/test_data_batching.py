@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rayloom.data import (
     IGNORED,
     EncodedDataset,
@@ -62,9 +63,7 @@ def test_epochs_and_seeds_differ_and_lengths_are_bucketed() -> None:
     plan = plan_epoch(lengths, lengths, **shape, seed=0, epoch=0)
     assert plan != plan_epoch(lengths, lengths, **shape, seed=0, epoch=1)
     assert plan != plan_epoch(lengths, lengths, **shape, seed=1, epoch=0)
-    padded = sum(
-        len(m.rows) * max(lengths[list(m.rows)]) for batch in plan for rank in batch.micro for m in rank
-    )
+    padded = sum(len(m.rows) * max(lengths[list(m.rows)]) for batch in plan for rank in batch.micro for m in rank)
     assert padded / lengths.sum() < 1.05
     means = [lengths[real_rows(batch)].mean() for batch in plan]
     assert means != sorted(means)
@@ -109,9 +108,7 @@ def test_storage_and_collation_keep_every_id(made: list[Example], multiple: int)
     for row, example in enumerate(made):
         width = len(example.input_ids)
         assert batch["input_ids"][row, :width].tolist() == example.input_ids
-        assert batch["labels"][row].tolist() == example.labels + [IGNORED] * (
-            batch["labels"].shape[1] - width
-        )
+        assert batch["labels"][row].tolist() == example.labels + [IGNORED] * (batch["labels"].shape[1] - width)
     shifted = batch["labels"][:, 1:]
     assert dataset.target_counts.tolist() == (shifted != IGNORED).sum(1).tolist()
 

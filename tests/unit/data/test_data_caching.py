@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
+
 from rayloom.config import DatasetConfig
 from rayloom.data import (
     Columns,
@@ -17,7 +19,6 @@ from rayloom.data import (
     tokenizer_fingerprint,
 )
 from rayloom.errors import DataError
-from transformers import PreTrainedTokenizerFast
 
 TokenizerFactory = Callable[..., PreTrainedTokenizerFast]
 DATASET = DatasetConfig(train_file="a.jsonl")
@@ -136,10 +137,7 @@ def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_fingerprints(new_tokenizer: TokenizerFactory) -> None:
     assert tokenizer_fingerprint(new_tokenizer()) == tokenizer_fingerprint(new_tokenizer())
-    assert (
-        len({tokenizer_fingerprint(new_tokenizer(**kind)) for kind in ({}, {"bos": True}, {"chat": True})})
-        == 3
-    )
+    assert len({tokenizer_fingerprint(new_tokenizer(**kind)) for kind in ({}, {"bos": True}, {"chat": True})}) == 3
 
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason="the sample data is not on this machine")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from rayloom.config import DatasetConfig
 from rayloom.data import Columns, SourceRow, columns_for
 from rayloom.errors import ConfigError, DataError
@@ -22,9 +23,7 @@ def test_defaults_by_task() -> None:
 
 
 def test_named_columns_and_a_required_context() -> None:
-    columns = columns_for(
-        config(input_column="q", target_column="a.text.0", context_column="c"), "question-answering"
-    )
+    columns = columns_for(config(input_column="q", target_column="a.text.0", context_column="c"), "question-answering")
     row = {"q": " x ", "a": {"text": ["one", "two"]}, "c": None}
     columns.check([row])
     assert (columns.input_text(row), columns.target_text(row), columns.context_text(row)) == (

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
 from rayloom.config import DatasetConfig, TaskType
 from rayloom.data import IGNORED, Columns, Encoder, Example, PromptInput, PromptTemplate, columns_for
 from rayloom.errors import DataError, ModelError, RequestError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 EOS = 1
 TokenizerFactory = Callable[..., PreTrainedTokenizerFast]
@@ -87,9 +88,7 @@ def test_sentencepiece_like_targets_get_no_second_space() -> None:
     inner = Tokenizer(models.Unigram([(word, -1.0) for word in vocabulary], unk_id=2))
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     inner.decoder = decoders.Metaspace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     encoder, columns = make(tokenizer, prompt_template="{input}:")
     example = encode(encoder, columns, question="a", answer="b")
     assert tokenizer.convert_ids_to_tokens(learned(example)) == ["\u2581b", "</s>"]
@@ -260,9 +259,7 @@ def test_long_talks_lose_their_oldest_turns_when_asked(chat_tokenizer: PreTraine
     assert encoder.encode({"messages": [*long, TALK[1]]}, columns) is None
 
 
-@pytest.mark.parametrize(
-    "messages", [(), (TALK[1],), ({"role": "user"},), ({"role": "bot", "content": "x"}, TALK[0])]
-)
+@pytest.mark.parametrize("messages", [(), (TALK[1],), ({"role": "user"},), ({"role": "bot", "content": "x"}, TALK[0])])
 def test_bad_messages(chat_tokenizer: PreTrainedTokenizerFast, messages: tuple[dict[str, str], ...]) -> None:
     encoder, _ = make(chat_tokenizer, "chat")
     with pytest.raises(RequestError, match="message"):

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from rayloom.data import SourceRow, load_dataset_rows, read_rows
 from rayloom.errors import DataError, HubError
 

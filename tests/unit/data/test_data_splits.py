@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rayloom.config import DatasetConfig
 from rayloom.data import Splits, columns_for, load_splits
 from rayloom.data.splits import _split_off
@@ -19,9 +20,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def numbered(count: int, start: int = 0) -> list[dict[str, Any]]:
-    return [
-        {"question": f"Question {number}?", "answer": str(number)} for number in range(start, start + count)
-    ]
+    return [{"question": f"Question {number}?", "answer": str(number)} for number in range(start, start + count)]
 
 
 def load(**values: object) -> Splits:
@@ -45,9 +44,7 @@ def test_eighty_ten_ten_and_seeded(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=40, max_size=200), st.integers(0, 5))
 def test_equal_inputs_stay_together(numbers: list[int], seed: int) -> None:
-    rows = [
-        {"question": f" QUESTION  {n} "[place % 2 :], "answer": str(place)} for place, n in enumerate(numbers)
-    ]
+    rows = [{"question": f" QUESTION  {n} "[place % 2 :], "answer": str(place)} for place, n in enumerate(numbers)]
     columns = columns_for(DatasetConfig(train_file="x"), "question-answering")
     try:
         sides = _split_off(list(rows), columns, {"test": 0.2, "validation": 0.2}, seed)
@@ -72,9 +69,7 @@ def test_missing_splits_come_from_train_only(tmp_path: Path) -> None:
 def test_overlap_of_explicit_files_is_counted(tmp_path: Path) -> None:
     train = write_rows(tmp_path / "train.jsonl", numbered(10))
     validation = write_rows(tmp_path / "validation.jsonl", numbered(5, start=20))
-    test = write_rows(
-        tmp_path / "test.jsonl", [{"question": "question  3?", "answer": "x"}, *numbered(3, start=30)]
-    )
+    test = write_rows(tmp_path / "test.jsonl", [{"question": "question  3?", "answer": "x"}, *numbered(3, start=30)])
     splits = load(train_file=train, validation_file=validation, test_file=test)
     assert splits.warnings == ("1 of 4 test rows have an input that is in train as well",)
     assert len(splits.test) == 4
@@ -128,9 +123,7 @@ def test_saved_dataset_with_other_split_names(tmp_path: Path) -> None:
     import datasets
 
     parts = {"train": numbered(20), "dev": numbered(3, start=30)}
-    datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in parts.items()}).save_to_disk(
-        tmp_path / "d"
-    )
+    datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in parts.items()}).save_to_disk(tmp_path / "d")
     splits = load(name=str(tmp_path / "d"))
     assert [len(splits.train), len(splits.validation), len(splits.test)] == [18, 3, 2]
     datasets.DatasetDict({"other": datasets.Dataset.from_list(numbered(3))}).save_to_disk(tmp_path / "e")

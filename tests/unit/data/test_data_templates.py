@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from rayloom.config import DatasetConfig, TaskType
 from rayloom.data import PromptInput, PromptTemplate, columns_for
 from rayloom.errors import ConfigError, ModelError
@@ -32,10 +33,7 @@ def test_plain_causal_prompts() -> None:
 
 
 def test_braces_in_the_data_are_text() -> None:
-    assert (
-        template(seq2seq=True).render("{context} {x}", "{input}")
-        == "question: {context} {x} context: {input}"
-    )
+    assert template(seq2seq=True).render("{context} {x}", "{input}") == "question: {context} {x} context: {input}"
 
 
 def test_chat_uses_the_models_template_when_there_is_one() -> None:

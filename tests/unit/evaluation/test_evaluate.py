@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from rayloom.artifacts import open_artifact
 from rayloom.config import DatasetConfig, EvaluateJob, EvaluationConfig, load_run_config
 from rayloom.data import columns_for, encode_rows, load_splits
@@ -66,9 +67,7 @@ def test_loss_sums_at_their_edges() -> None:
 
 
 @pytest.mark.parametrize("name", ["t5_artifact", "gpt2_artifact"])
-def test_a_split_is_what_generating_its_rows_one_by_one_gives(
-    name: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_split_is_what_generating_its_rows_one_by_one_gives(name: str, request: pytest.FixtureRequest) -> None:
     generator, splits, columns, _ = opened(request.getfixturevalue(name))
     result = evaluate_split(generator, splits.train, columns, split="train", config=CONFIG)
     assert result.num_rows == len(splits.train) == len(result.predictions)
@@ -168,9 +167,7 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_job_writes_a_self_contained_report_with_before_and_after(
-    t5_artifact: Path, tmp_path: Path
-) -> None:
+def test_a_job_writes_a_self_contained_report_with_before_and_after(t5_artifact: Path, tmp_path: Path) -> None:
     history = t5_artifact.parent / "history.jsonl"
     records = [{"kind": "step", "step": step, "loss": 3.0 / step} for step in (1, 2, 3)]
     records += [{"kind": "evaluation", "step": 3, "metrics": {"loss": 1.5}}]

@@ -4,8 +4,9 @@ import pytest
 import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
-from rayloom.evaluation import exact_match, rouge_rows, text_metrics
 from rouge_score import rouge_scorer
+
+from rayloom.evaluation import exact_match, rouge_rows, text_metrics
 
 PREDICTIONS = ["the cats were running quickly over hills", "Paris", "a wholly different answer", ""]
 REFERENCES = ["a cat was running over the hills", "paris.", "nothing of the kind", "something"]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+
 from rayloom.artifacts import Limits, Manifest, publish
 from rayloom.config import GenerationConfig, RunConfig, config_hash, dump_yaml
 from rayloom.data import Encoder, PromptInput, PromptTemplate
@@ -39,9 +40,7 @@ def run_config(folder: Path, family: str, task: str = "question-answering") -> R
     )
 
 
-def make_artifact(
-    folder: Path, family: str = "t5", task: str = "question-answering", **generation: object
-) -> Path:
+def make_artifact(folder: Path, family: str = "t5", task: str = "question-answering", **generation: object) -> Path:
     config = run_config(folder, family, task)
     texts = [" ".join(row.values()) for row in ROWS]
     loaded = load_model(resolve_source(config.model, corpus=lambda: texts, seed=3))
@@ -49,9 +48,7 @@ def make_artifact(
     for parameter in loaded.model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-    template = PromptTemplate.for_run(
-        config.dataset, task, seq2seq=loaded.family.seq2seq, has_chat_template=False
-    )
+    template = PromptTemplate.for_run(config.dataset, task, seq2seq=loaded.family.seq2seq, has_chat_template=False)
     encoder = Encoder(loaded.tokenizer, template, max_input_length=48, max_target_length=12)
     generator = TransformersGenerator(loaded.model, loaded.tokenizer, seq2seq=loaded.family.seq2seq)
     context = None if task == "language-modeling" else "Long ago."

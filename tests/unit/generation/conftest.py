@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rayloom.generation.transformers_generator import TransformersGenerator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -13,6 +12,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
 )
+
+from rayloom.generation.transformers_generator import TransformersGenerator
 
 TEXTS = [
     "The river flows slowly past the old mill, and the miller counts his sacks of grain.",
@@ -33,9 +34,7 @@ def make_tokenizer(pad: str = "<pad>") -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token=pad)
 
 
-def make_model(
-    family: str, tokenizer: PreTrainedTokenizerFast, positions: int = 96, seed: int = 0
-) -> torch.nn.Module:
+def make_model(family: str, tokenizer: PreTrainedTokenizerFast, positions: int = 96, seed: int = 0) -> torch.nn.Module:
     common = {
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
@@ -75,9 +74,7 @@ def make_model(
     torch.manual_seed(seed)
     auto = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
     model = auto.from_config(configs[family]).eval()
-    for (
-        parameter
-    ) in model.parameters():  # random defaults repeat one token; larger weights make lively output
+    for parameter in model.parameters():  # random defaults repeat one token; larger weights make lively output
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.35)
     return model

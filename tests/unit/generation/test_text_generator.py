@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import rayloom
 import torch
+
+import rayloom
 from rayloom.artifacts import GoldenCase, open_artifact
 from rayloom.config import GenerationConfig
 from rayloom.data import PromptInput
@@ -16,7 +17,6 @@ from rayloom.errors import ArtifactError, RequestError
 from rayloom.generation import TextGenerator, make_golden, replay_golden
 from rayloom.generation.one_liners import open_generator
 from rayloom.generation.text_generator import _without_start
-
 from tests.unit.generation.artifacts import make_artifact
 
 QUESTIONS = ["Where does river number 3 flow?", "River 4?", "Where does it flow to in winter and in spring?"]
@@ -54,10 +54,7 @@ def test_the_artifacts_defaults_and_a_callers_parameters(generator: TextGenerato
     texts = generator.generate(QUESTIONS[0], do_sample=True, num_generations=3, seed=1, temperature=3.0)
     assert len(texts) == 3
     assert (
-        texts
-        == generator.generate_batch(
-            QUESTIONS, do_sample=True, num_return_sequences=3, seed=1, temperature=3.0
-        )[0]
+        texts == generator.generate_batch(QUESTIONS, do_sample=True, num_return_sequences=3, seed=1, temperature=3.0)[0]
     )
 
 
@@ -70,13 +67,11 @@ def test_a_prefix_starts_the_answer(generator: TextGenerator) -> None:
 
 
 def test_the_space_between_prompt_and_answer_is_no_part_of_it(generator: TextGenerator) -> None:
-    raw = generator.generator.generate(
-        [generator.request(PromptInput("River 4?"), GenerationConfig())], batch_size=1
-    )
+    raw = generator.generator.generate([generator.request(PromptInput("River 4?"), GenerationConfig())], batch_size=1)
     assert generator.template.target_prefix in ("", " ")
-    assert generator.run([PromptInput("River 4?")], {"max_new_tokens": 12})[0].text == raw[
-        0
-    ].text.removeprefix(generator.template.target_prefix)
+    assert generator.run([PromptInput("River 4?")], {"max_new_tokens": 12})[0].text == raw[0].text.removeprefix(
+        generator.template.target_prefix
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,9 +88,7 @@ def test_the_space_between_prompt_and_answer_is_no_part_of_it(generator: TextGen
     ],
     ids=str,
 )
-def test_wrong_parameters_are_named(
-    generator: TextGenerator, params: dict[str, object], message: str
-) -> None:
+def test_wrong_parameters_are_named(generator: TextGenerator, params: dict[str, object], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         generator.generate("River 4?", **params)
     with pytest.raises(RequestError, match=message):

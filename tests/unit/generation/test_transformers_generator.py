@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+
 from rayloom.config import GenerationConfig
 from rayloom.errors import RequestError
 from rayloom.generation.transformers_generator import TransformersGenerator
 from rayloom.generation.types import GenerationRequest
-
 from tests.unit.generation.conftest import make_generator, make_model, make_tokenizer
 
 PROMPTS = [
@@ -36,9 +36,7 @@ def _padding_with_the_end(family: str) -> TransformersGenerator:
     return make_generator(family, "</s>")
 
 
-def plain_generate(
-    generator: TransformersGenerator, request: GenerationRequest, **kwargs: object
-) -> list[int]:
+def plain_generate(generator: TransformersGenerator, request: GenerationRequest, **kwargs: object) -> list[int]:
     ids = torch.tensor([request.prompt_ids])
     out = generator.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **kwargs
@@ -229,9 +227,7 @@ def test_eos_token_id_of_the_request_ends_the_answer(generator) -> None:
 def test_stop_strings_cut_the_text_and_stop_each_row_by_itself(generator) -> None:
     plain = generator.generate(requests_for(generator, max_new_tokens=20), batch_size=5)
     stop = re.findall(r"[a-z]{2}", " ".join(output.text for output in plain))[-1]
-    stopped = generator.generate(
-        requests_for(generator, max_new_tokens=20, stop_strings=[stop]), batch_size=5
-    )
+    stopped = generator.generate(requests_for(generator, max_new_tokens=20, stop_strings=[stop]), batch_size=5)
     for before, after in zip(plain, stopped, strict=True):
         assert after.text == before.text.partition(stop)[0]
         assert stop not in before.text or after.sequences[0].finish_reason == "stop"
@@ -240,9 +236,7 @@ def test_stop_strings_cut_the_text_and_stop_each_row_by_itself(generator) -> Non
 
 def test_a_stop_string_that_begins_in_the_prompt_counts_as_in_transformers(causal) -> None:
     outputs = zip(requests_for(causal), causal.generate(requests_for(causal), batch_size=5), strict=True)
-    request, first = next(
-        (request, output.text[0]) for request, output in outputs if output.text[0].isascii()
-    )
+    request, first = next((request, output.text[0]) for request, output in outputs if output.text[0].isascii())
     stop = causal.tokenizer.decode(request.prompt_ids)[-1] + first
     config = request.config.merged(stop_strings=[stop])
     (output,) = causal.generate([GenerationRequest(request.prompt_ids, config)], batch_size=1)
@@ -290,9 +284,7 @@ def test_logprobs_are_the_models_own(generator) -> None:
     assert sequence.logprobs is not None
     assert [entry.token_id for entry in sequence.logprobs] == sequence.token_ids
     start = [generator.model.config.decoder_start_token_id] if generator.seq2seq else request.prompt_ids
-    inputs = {
-        "input_ids": torch.tensor([request.prompt_ids if generator.seq2seq else start + sequence.token_ids])
-    }
+    inputs = {"input_ids": torch.tensor([request.prompt_ids if generator.seq2seq else start + sequence.token_ids])}
     if generator.seq2seq:
         inputs["decoder_input_ids"] = torch.tensor([start + sequence.token_ids])
     with torch.no_grad():
@@ -380,9 +372,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(generator, params, named) ->
         generator.generate(requests_for(generator, **params), batch_size=2)
 
 
-@pytest.mark.parametrize(
-    "params", [{"num_beams": 2}, {"logprobs": 1}, {"do_sample": True, "num_return_sequences": 2}]
-)
+@pytest.mark.parametrize("params", [{"num_beams": 2}, {"logprobs": 1}, {"do_sample": True, "num_return_sequences": 2}])
 def test_what_cannot_be_streamed_is_refused_at_once(causal, params) -> None:
     with pytest.raises(RequestError, match="cannot be streamed"):
         causal.stream(requests_for(causal, **params)[0])
@@ -411,9 +401,7 @@ def test_the_default_length_is_the_generators() -> None:
     assert len(generator.generate([request], batch_size=1)[0].sequences[0].token_ids) == 4
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)  # PEFT 0.21 reads it
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 reads it
 def test_a_peft_model_generates_and_keeps_its_generation_config() -> None:
     tokenizer = make_tokenizer()
     model = make_model("llama", tokenizer)

@@ -8,6 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BertConfig,
+    MarianConfig,
+    OPTConfig,
+    ViTConfig,
+)
+
 from rayloom.config import LoraConfig
 from rayloom.errors import ModelError
 from rayloom.models import (
@@ -23,15 +32,6 @@ from rayloom.models import (
     trainable_parameters,
 )
 from rayloom.models.loading import _ensure_pad
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    BertConfig,
-    MarianConfig,
-    OPTConfig,
-    ViTConfig,
-)
-
 from tests.unit.models import tiny_models as tiny
 
 
@@ -85,9 +85,7 @@ def test_trained_weights_travel(family: str, lora: LoraConfig | None) -> None:
     with torch.no_grad():
         for parameter in trainable_parameters(models[0]).values():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    load_trained_weights(
-        models[1], {k: v.detach().clone() for k, v in trainable_parameters(models[0]).items()}
-    )
+    load_trained_weights(models[1], {k: v.detach().clone() for k, v in trainable_parameters(models[0]).items()})
     assert torch.equal(tiny.logits(models[0], one), tiny.logits(models[1], two))
 
 
@@ -129,9 +127,7 @@ def test_a_loaded_model_is_ready(family: str) -> None:
 
 def test_generation_leftovers_are_dropped(copied: Path) -> None:
     (copied / "generation_config.json").write_text(
-        json.dumps(
-            {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "num_beams": 4, "eos_token_id": [0, 3]}
-        )
+        json.dumps({"temperature": 0.6, "top_p": 0.9, "do_sample": True, "num_beams": 4, "eos_token_id": [0, 3]})
     )
     source = replace(tiny.tiny_source("gpt2"), location=str(copied))
     generation = load_model(source).model.generation_config
@@ -214,9 +210,7 @@ def test_families_of_other_models() -> None:
 
 def test_wrong_lora_targets_name_the_right_ones() -> None:
     loaded = tiny.tiny_model("llama")
-    with pytest.raises(
-        ModelError, match=r"no linear layer 'q_prj'; did you mean 'q_proj'\?; it has: .*down_proj"
-    ):
+    with pytest.raises(ModelError, match=r"no linear layer 'q_prj'; did you mean 'q_proj'\?; it has: .*down_proj"):
         attach_lora(loaded.model, LoraConfig(target_modules=["k_proj", "q_prj"]), loaded.family)
     model = attach_lora(loaded.model, LoraConfig(r=2, target_modules=["mlp.up_proj"]), loaded.family)
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in trainable_parameters(model)} == {"up_proj"}

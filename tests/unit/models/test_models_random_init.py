@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
 from rayloom.config import RandomInit
 from rayloom.errors import ModelError
 from rayloom.models import load_tokenizer, resolve_source
 from rayloom.models.random_init import attention_types, planned_config, train_tokenizer
-from transformers import AutoTokenizer
-
 from tests.unit.models.tiny_models import FAMILIES, TEXTS, logits, tiny_config, tiny_model, tiny_source
 
 
@@ -48,8 +48,7 @@ def test_special_tokens(family: str) -> None:
 
 
 TOKENIZERS = {
-    family: train_tokenizer(RandomInit(family=family, vocab_size=300), lambda: TEXTS)
-    for family in ("t5", "gpt2")
+    family: train_tokenizer(RandomInit(family=family, vocab_size=300), lambda: TEXTS) for family in ("t5", "gpt2")
 }
 
 
@@ -77,9 +76,7 @@ def test_another_process_trains_the_same_tokenizer() -> None:
         "print(train_tokenizer(RandomInit(family='gpt2', vocab_size=300), lambda: eval(sys.argv[1]))"
         ".backend_tokenizer.to_str())"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code, repr(TEXTS)], capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", code, repr(TEXTS)], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == TOKENIZERS["gpt2"].backend_tokenizer.to_str()
 
 

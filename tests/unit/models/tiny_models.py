@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from rayloom.config import ModelConfig
 from rayloom.models import LoadedModel, ModelSource, load_model, resolve_source
 

@@ -13,12 +13,8 @@ def deployments(config: ServingConfig) -> tuple[Any, Any]:
 
 
 def test_autoscaling_and_resources_are_rays_own() -> None:
-    autoscaling = AutoscalingConfig(
-        min_replicas=0, initial_replicas=1, max_replicas=3, target_ongoing_requests=20
-    )
-    config = ServingConfig(
-        artifact="x", num_cpus=2, num_gpus=0.5, autoscaling=autoscaling, max_queued_requests=7
-    )
+    autoscaling = AutoscalingConfig(min_replicas=0, initial_replicas=1, max_replicas=3, target_ongoing_requests=20)
+    config = ServingConfig(artifact="x", num_cpus=2, num_gpus=0.5, autoscaling=autoscaling, max_queued_requests=7)
     _, model = deployments(config)
     given = model._deployment_config.autoscaling_config
     for name, value in autoscaling.model_dump().items():
@@ -37,9 +33,7 @@ def test_a_replica_holds_the_batch_it_runs_and_the_next_one() -> None:
 
 
 def test_the_models_queue_refuses_before_the_ingress_does() -> None:
-    config = ServingConfig(
-        artifact="x", max_queued_requests=10, autoscaling=AutoscalingConfig(max_replicas=3)
-    )
+    config = ServingConfig(artifact="x", max_queued_requests=10, autoscaling=AutoscalingConfig(max_replicas=3))
     ingress, model = deployments(config)
     assert ingress.max_ongoing_requests > 10 + 3 * model.max_ongoing_requests
     assert ingress.ray_actor_options["num_cpus"] == 0

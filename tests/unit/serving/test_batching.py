@@ -5,9 +5,9 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rayloom.serving.batching import run_batch
 from rayloom.serving.calls import Call, Completion, ModelInfo, Problem, Prompt
-
 from tests.fakes_serving import PLAIN_MODEL, FakeModel
 
 
@@ -60,11 +60,7 @@ def test_questions_need_a_template() -> None:
     assert model.batches == [(["a"], {})]
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["a b", "c", "bad", "crash"]), st.sampled_from([None, 1, 2])), max_size=12
-    )
-)
+@given(st.lists(st.tuples(st.sampled_from(["a b", "c", "bad", "crash"]), st.sampled_from([None, 1, 2])), max_size=12))
 def test_every_call_has_the_outcome_it_has_alone(wanted: list[tuple[str, int | None]]) -> None:
     calls = [call(text) if limit is None else call(text, max_new_tokens=limit) for text, limit in wanted]
     assert run_batch(FakeModel(), calls) == [run_batch(FakeModel(), [one])[0] for one in calls]

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+
 from rayloom.config import ServingConfig
 from rayloom.errors import ArtifactError, ServiceError
 from rayloom.serving.launcher import greeting, replica_error, serve_artifact
@@ -32,9 +33,7 @@ def test_a_replicas_own_error_comes_back() -> None:
     assert error.exit_code == 2
 
 
-@pytest.mark.parametrize(
-    "last", ["MemoryError: no room", "rayloom.errors.NoSuchError: x", "rayloom.errors.Path: x"]
-)
+@pytest.mark.parametrize("last", ["MemoryError: no room", "rayloom.errors.NoSuchError: x", "rayloom.errors.Path: x"])
 def test_other_errors_keep_their_last_line(last: str) -> None:
     error = replica_error(TRACEBACK + last)
     assert type(error) is ServiceError
@@ -43,9 +42,7 @@ def test_other_errors_keep_their_last_line(last: str) -> None:
 
 def test_a_taken_port_is_said_before_anything_starts(taken_port: int) -> None:
     said: list[str] = []
-    with pytest.raises(
-        ServiceError, match=rf"cannot listen on 127.0.0.1:{taken_port}.*choose another --port"
-    ):
+    with pytest.raises(ServiceError, match=rf"cannot listen on 127.0.0.1:{taken_port}.*choose another --port"):
         serve_artifact(ServingConfig(artifact="x"), port=taken_port, say=said.append)
     assert not any("Warning" in text for text in said)
 

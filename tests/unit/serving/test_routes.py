@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+
 from rayloom.config import GenerationConfig
 from rayloom.serving.calls import Health, Problem
 from rayloom.serving.routes import Limits, create_app
-
 from tests.fakes_serving import PLAIN_MODEL, FakeBackend, FakeModel
 
 LIMITS = Limits(request_timeout_s=5.0, max_prompt_chars=50, max_sequences=4)
@@ -101,9 +101,7 @@ def test_the_replica_gets_exactly_what_the_request_names(client: TestClient, bac
         ("/answer", {"question": "bad"}, 400, "the prompt is bad"),
     ],
 )
-def test_the_callers_mistakes_are_4xx(
-    client: TestClient, path: str, body: Any, status: int, message: str
-) -> None:
+def test_the_callers_mistakes_are_4xx(client: TestClient, path: str, body: Any, status: int, message: str) -> None:
     code, kind, text = error_of(client.post(path, json=body))
     assert (code, kind) == (status, "invalid_request")
     assert message in text
@@ -222,9 +220,7 @@ def test_calls_wait_side_by_side() -> None:
     async def post_all() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-            return await asyncio.gather(
-                *(http.post("/generate", json={"prompt": f"p{i}"}) for i in range(20))
-            )
+            return await asyncio.gather(*(http.post("/generate", json={"prompt": f"p{i}"}) for i in range(20)))
 
     async def timed() -> tuple[list[httpx.Response], float]:
         start = asyncio.get_running_loop().time()

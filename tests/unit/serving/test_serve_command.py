@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from rayloom.cli.serve import serve
-from rayloom.errors import ConfigError
 from typer import Typer
 from typer.testing import CliRunner
+
+from rayloom.cli.serve import serve
+from rayloom.errors import ConfigError
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ CPU = torch.device("cpu")
 
 
 def make_job(family="llama", *, rows=40, validator=None, lora=None, **training):
-    config = run_config(training={"batch_size": 4, "num_epochs": 2, "logging_steps": 1, "learning_rate": 1e-2} | training)
+    config = run_config(
+        training={"batch_size": 4, "num_epochs": 2, "logging_steps": 1, "learning_rate": 1e-2} | training
+    )
     seq2seq = family == "t5"
     return Job(
         config=config,

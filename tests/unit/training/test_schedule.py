@@ -11,7 +11,8 @@ TOTAL, PEAK = 50, 3e-4
 
 
 @pytest.mark.parametrize(
-    ("kind", "theirs"), [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)]
+    ("kind", "theirs"),
+    [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)],
 )
 @pytest.mark.parametrize("warmup", [0, 7])
 def test_decay_equals_transformers(kind, theirs, warmup):
