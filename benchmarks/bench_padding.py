@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from measure import DATA, SMOLLM2, print_machine, print_model, print_verdict
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -194,7 +194,7 @@ def show(console: Console, data: EncodedDataset, passes: dict[str, list[float]])
         passes: By side, measured seconds of a pass over all rows.
     """
     tokens = data.num_tokens
-    table = Table("side", "s for a pass", "fastest", "slowest", "real tokens/s")
+    table = Table(Column("side", no_wrap=True), "median s/pass", "fastest", "slowest", "real tokens/s")
     for name, seconds in passes.items():
         middle = statistics.median(seconds)
         cells = (f"{value:.2f}" for value in (middle, min(seconds), max(seconds)))

@@ -33,7 +33,7 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from rayloom.config import RunConfig, validate
 from rayloom.data import EncodedDataset
@@ -190,7 +190,7 @@ def no_rows(like: EncodedDataset) -> EncodedDataset:
 
 def show(console: Console, rounds: list[dict[str, Records]], *, warmup: int) -> None:
     """The table, the ratios, and whether all sides did the same work."""
-    table = Table("side", "median step, s", "fastest round", "slowest round", "last loss")
+    table = Table(Column("side", no_wrap=True), "median s/step", "best round", "worst round", "last loss")
     for side in SIDES:
         medians = [median_step(one, side, warmup) for one in rounds]
         steps = [second for one in rounds for second in one[side].seconds(warmup=warmup)]
@@ -257,10 +257,20 @@ def parse() -> argparse.Namespace:
         help="gpt_neo: random weights, all trained, blocks of 128 tokens of Pride and Prejudice (default); "
         "smollm2: SmolLM2-135M + LoRA on wordnet_entities",
     )
-    add("--rounds", type=int, default=4, help="runs of each side, in turn (default 4)")
+    add(
+        "--rounds",
+        type=int,
+        default=3,
+        help="runs of each side, in turn; with 3 each side is first, second and third once (default 3)",
+    )
     add("--steps", type=int, default=12, help="measured steps of a run (default 12)")
     add("--warmup", type=int, default=3, help="steps before them that are left out (default 3)")
-    add("--batch-size", type=int, default=4, help="rows of a step (default 4)")
+    add(
+        "--batch-size",
+        type=int,
+        default=8,
+        help="rows of a step (default 8, as in a config); DeepSpeed's share falls as it grows",
+    )
     add("--zero-stage", type=int, choices=(0, 1, 2, 3), default=0, help="of both DeepSpeed sides (default 0)")
     add("--threads", type=int, default=1, help="compute threads, and Ray's cpus_per_worker (default 1)")
     add(

@@ -78,6 +78,13 @@ MODELS = [
     ),
     set_case("no such LoRA target", "lora={target_modules:[query]}", "target_modules", "'query'", "it has: "),
     set_case(
+        "doctor: T5 continues no text",
+        "model.task_type=language-modeling dataset.text_column=question",
+        "model.task_type",
+        "causal",
+        command="doctor",
+    ),
+    set_case(
         "doctor: hub out of reach",
         "model.name=acme/unknown model.random_init=null",
         "acme/unknown",

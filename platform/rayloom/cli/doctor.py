@@ -50,7 +50,7 @@ def doctor(
     Starts nothing, loads no weights, and needs no hub for well-known models.
     """
     from rayloom.config import load_run_config
-    from rayloom.models import check_generation_type
+    from rayloom.models import check_task
     from rayloom.models.sizing import estimate
     from rayloom.models.traps import traps
 
@@ -61,7 +61,7 @@ def doctor(
     sizing = estimate(
         loaded, hf_config, rows=rows, memory_limit=machine.memory_per_worker, flops=_rate(loaded, machine)
     )
-    check_generation_type(loaded.model.name, sizing.shape.family, loaded.model.generation_type)
+    check_task(loaded.model, sizing.shape.family)
     console.print(model_table(loaded, sizing))
     console.print(memory_table(loaded, sizing, machine))
     console.print(run_table(sizing, rows))

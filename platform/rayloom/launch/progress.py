@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from rayloom.launch.board import Board
 from rayloom.training import EvalRecord, StepRecord
 
 _POLL_S = 0.3
@@ -35,21 +37,9 @@ class Sink(Protocol):
         """Show or keep one event."""
 
 
-@ray.remote(num_cpus=0)
-class Board:
-    """Holds events until they are taken."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-
-    def post(self, event: Event) -> None:
-        """Add one."""
-        self._events.append(event)
-
-    def take(self) -> list[Event]:
-        """Take all there are."""
-        events, self._events = self._events, []
-        return events
+def post(board: Any, event: Event) -> None:
+    """Send an event to a `Board`, without waiting."""
+    board.post.remote(pickle.dumps(event))
 
 
 @contextlib.contextmanager
@@ -64,7 +54,7 @@ def watched(sink: Sink) -> Iterator[Any]:
 
     def drain() -> None:
         for event in ray.get(board.take.remote()):
-            sink(event)
+            sink(pickle.loads(event))
 
     def follow() -> None:
         while not stop.wait(_POLL_S):

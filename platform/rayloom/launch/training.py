@@ -16,7 +16,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from rayloom.config import RunConfig
 from rayloom.errors import ConfigError, RayloomError, TrainingError
 from rayloom.launch.export import ExportSpec, export_artifact
-from rayloom.launch.prepare import Prepared, prepare
+from rayloom.launch.preparation import Prepared, prepare
 from rayloom.launch.progress import Sink, both, watched
 from rayloom.launch.runs import Run, check_place
 from rayloom.launch.session import Cluster, ray_session
@@ -206,20 +206,21 @@ def _export(
         metrics=metrics,
     )
     destination = prepared.config.output.artifact_path or run.artifact_path
-    workers = prepared.config.distributed
-    task = _export_task.options(
-        num_cpus=workers.cpus_per_worker, num_gpus=1 if uses_gpu(prepared.config, cluster) else 0
-    )
+    checkpoint = _best(result)[0]
+    if cluster.address is None:
+        # This process has everything loaded already.
+        return _export_from(spec, checkpoint, destination, None)
+    # The driver may be a small head node: let a worker node do it.
+    on_gpu = uses_gpu(prepared.config, cluster)
+    task = ray.remote(_export_from).options(num_cpus=prepared.config.distributed.cpus_per_worker, num_gpus=int(on_gpu))
     try:
-        place: str = ray.get(task.remote(spec, _best(result)[0], destination, files))
+        place: str = ray.get(task.remote(spec, checkpoint, destination, files))
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
-        raise (cause if isinstance(cause, RayloomError) else TrainingError(f"export failed: {error}")) from error
+        raise cause if isinstance(cause, RayloomError) else TrainingError(f"export failed: {error}") from error
     return place
 
 
-@ray.remote
-def _export_task(spec: ExportSpec, checkpoint: Checkpoint, destination: str, files: Any) -> str:
-    """On a worker node: the driver may be a small machine."""
+def _export_from(spec: ExportSpec, checkpoint: Checkpoint, destination: str, files: Any) -> str:
     with checkpoint.as_directory() as folder:
         return export_artifact(spec, Path(folder), destination, files)

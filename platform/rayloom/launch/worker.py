@@ -18,7 +18,7 @@ from ray.train.torch import get_device
 
 from rayloom.config import RunConfig
 from rayloom.data import Columns, EncodedDataset, Encoder, PromptTemplate, Row
-from rayloom.launch.progress import Note
+from rayloom.launch.progress import Note, post
 from rayloom.launch.shipping import Files, unpack
 from rayloom.launch.validator import build_validator
 from rayloom.models import ModelSource, attach_lora, load_model
@@ -127,15 +127,15 @@ class RayReporter:
     def note(self, text: str) -> None:
         """A line for people."""
         if self._is_first:
-            self._board.post.remote(Note(text))
+            post(self._board, Note(text))
 
     def stepped(self, record: StepRecord) -> None:
         """See `Reporter.stepped`."""
-        self._board.post.remote(record)
+        post(self._board, record)
 
     def evaluated(self, record: EvalRecord) -> None:
         """See `Reporter.evaluated`."""
-        self._board.post.remote(record)
+        post(self._board, record)
 
     def checkpoint(self, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
         """See `Reporter.checkpoint`. Ray merges the ranks' folders into one checkpoint."""

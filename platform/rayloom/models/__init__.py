@@ -4,6 +4,7 @@ from rayloom.models.families import FAMILIES, Family, family_of
 from rayloom.models.loading import (
     LoadedModel,
     check_generation_type,
+    check_task,
     load_config,
     load_family,
     load_model,
@@ -21,6 +22,7 @@ __all__ = [
     "ModelSource",
     "attach_lora",
     "check_generation_type",
+    "check_task",
     "copy_base",
     "family_of",
     "load_adapter",

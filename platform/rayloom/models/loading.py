@@ -19,7 +19,8 @@ from transformers import (
 )
 from transformers import GenerationConfig as HfGenerationConfig
 
-from rayloom.errors import ModelError
+from rayloom.config import ModelConfig
+from rayloom.errors import ConfigError, ModelError
 from rayloom.models.families import Family, family_of
 from rayloom.models.quiet import no_progress_bars
 from rayloom.models.sources import ModelSource, check_folder
@@ -116,6 +117,20 @@ def check_generation_type(name: str, family: Family, wanted: GenerationType) -> 
     kind = "seq2seq" if family.seq2seq else "causal"
     if wanted not in ("auto", kind):
         raise ModelError(f"'{name}' is a {kind} model; model.generation_type says {wanted}: leave it at auto")
+
+
+def check_task(config: ModelConfig, family: Family) -> None:
+    """Refuse a task that the model's architecture cannot do.
+
+    Raises:
+        UserError: generation_type or task_type contradicts the model.
+    """
+    check_generation_type(config.name, family, config.generation_type)
+    if family.seq2seq and config.task_type in ("language-modeling", "chat"):
+        raise ConfigError(
+            f"'{config.name}' is a seq2seq model; {config.task_type} needs a causal one (GPT-2, GPT-Neo, LLaMA)",
+            key="model.task_type",
+        )
 
 
 def _load_weights(folder: Path, family: Family, dtype: torch.dtype) -> Any:

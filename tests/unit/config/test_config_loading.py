@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rayloom.config import (
     EvaluateJob,
+    OutputConfig,
     RunConfig,
     ServingConfig,
     config_hash,
@@ -233,7 +234,7 @@ def test_a_file_without_a_mapping_is_refused(write: Write, text: str) -> None:
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_run_config(tmp_path / "absent.yaml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="this is a folder"):
         load_run_config(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("model: {name: é}".encode("latin-1"))
     with pytest.raises(ConfigError, match="UTF-8"):
@@ -274,6 +275,19 @@ def test_wrong_overrides_are_named_without_a_line_of_the_file(write: Write, over
     with pytest.raises(ConfigError, match=message) as caught:
         load_run_config(write(BASE + "training:\n  batch_size: 4\n"), [override])
     assert not caught.value.line
+    assert "config.yaml" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["2026-01-31", "2026-13-99"])
+def test_dates_are_text(write: Write, name: str) -> None:
+    assert load_run_config(write(BASE + f"output:\n  run_name: {name}\n")).output.run_name == name
+    assert load_run_config(write(BASE), [f"output.run_name={name}"]).output.run_name == name
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "a\\b"])
+def test_the_name_of_a_run_is_one_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot name a run"):
+        validate(OutputConfig, {"run_name": name})
 
 
 def test_numbers_with_exponents_are_numbers_everywhere(write: Write) -> None:

@@ -19,11 +19,10 @@ from rayloom.data import (
     encode_rows,
     load_splits,
 )
-from rayloom.errors import ConfigError
 from rayloom.models import (
     Family,
     ModelSource,
-    check_generation_type,
+    check_task,
     load_config,
     load_family,
     load_tokenizer,
@@ -76,7 +75,7 @@ def prepare(config: RunConfig) -> Prepared:
     splits = load_splits(config.dataset, columns)
     source = resolve_source(config.model, corpus=lambda: corpus_texts(splits.train, columns), seed=config.training.seed)
     family = load_family(source)
-    check_task(config, family)
+    check_task(config.model, family)
     if config.lora is not None:
         # Refused here rather than in a worker; this model weighs nothing.
         target_layers(meta_model(load_config(source)), config.lora.target_modules or family.lora_targets)
@@ -114,18 +113,3 @@ def corpus_texts(rows: list[Row], columns: Columns) -> Iterator[str]:
         messages = row.get(columns.messages) if columns.messages else None
         for message in messages or ():
             yield str(message.get("content", ""))
-
-
-def check_task(config: RunConfig, family: Family) -> None:
-    """Refuse a task that the model's architecture cannot do.
-
-    Raises:
-        UserError: generation_type or task_type contradicts the model.
-    """
-    check_generation_type(config.model.name, family, config.model.generation_type)
-    if family.seq2seq and config.model.task_type in ("language-modeling", "chat"):
-        raise ConfigError(
-            f"'{config.model.name}' is a seq2seq model; {config.model.task_type} needs a causal one "
-            "(GPT-2, GPT-Neo, LLaMA)",
-            key="model.task_type",
-        )
