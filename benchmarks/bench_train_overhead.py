@@ -269,7 +269,7 @@ def parse() -> argparse.Namespace:
         "--batch-size",
         type=int,
         default=8,
-        help="rows of a step (default 8, as in a config); DeepSpeed's share falls as it grows",
+        help="rows of a step (default 8, as in a config); a fixed cost per step weighs more the fewer they are",
     )
     add("--zero-stage", type=int, choices=(0, 1, 2, 3), default=0, help="of both DeepSpeed sides (default 0)")
     add("--threads", type=int, default=1, help="compute threads, and Ray's cpus_per_worker (default 1)")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rayloom.cli import app
+from rayloom.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "jobs").rglob("*.md")]

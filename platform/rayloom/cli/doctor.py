@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rayloom.cli.options import ConfigPath, Overrides
+from rayloom.cli.options import Overrides
+from rayloom.errors import ConfigError
 
 if TYPE_CHECKING:
     from rayloom.config import RunConfig
@@ -33,7 +35,9 @@ class Machine:
 
 
 def doctor(
-    config: ConfigPath,
+    config: Annotated[
+        Path | None, typer.Argument(help="Config file (YAML); not needed with --models.", show_default=False)
+    ] = None,
     set_: Overrides = [],  # noqa: B006 - typer copies it
     memory: Annotated[
         float | None,
@@ -49,6 +53,11 @@ def doctor(
 
     Starts nothing, loads no weights, and needs no hub for well-known models.
     """
+    if config is None:
+        if not models:
+            raise ConfigError("name a config file, or ask for the table with --models")
+        console.print(variants_table())
+        return
     from rayloom.config import load_run_config
     from rayloom.models import check_task
     from rayloom.models.sizing import estimate
@@ -189,7 +198,7 @@ def variants_table() -> Table:
 
     rows = sizing_table()
     table = Table(title="least GPUs: bf16, 4 rows of 512 + 128 tokens each, checkpointing", title_justify="left")
-    table.add_column("model")
+    table.add_column("model", no_wrap=True, min_width=max(len(row.model) for row in rows))
     table.add_column("parameters", justify="right")
     for kind in ("full", "LoRA"):
         for size in rows[0].full:
