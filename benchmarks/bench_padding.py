@@ -59,7 +59,7 @@ STEPS = {"t5": 3, "smollm2": 2}
 ROWS_PER_STEP = {"t5": 8, "smollm2": 4}
 
 Rows = Sequence[int]
-Batch = tuple[dict[str, Tensor], int]
+Batch = dict[str, Tensor]
 """Tensors, and the first position with a target (see `TokenLoss.forward`)."""
 
 
@@ -92,7 +92,10 @@ class Batches:
             "attention_mask": (self.max_length, 0),
             "labels": (self.max_target_length if seq2seq else self.max_length, IGNORED),
         }
-        return {name: widened(batch[name], *width) for name, width in widths.items()}, 0
+        wide = {name: widened(batch[name], *width) for name, width in widths.items()}
+        # Logits at every position, as the models' own loss computes them (its last one has no next token).
+        every = torch.arange(wide["labels"].numel() - (0 if seq2seq else 1))
+        return wide | {"positions": every}
 
 
 @dataclass
@@ -116,15 +119,15 @@ class Side:
     def step(self, rows: Rows) -> float:
         """Seconds of one optimizer step, making the batch included."""
         start = time.perf_counter()
-        tensors, first_target = self.make(rows)
+        tensors = self.make(rows)
         scale = 1.0 / float(self.target_counts[list(rows)].sum())
-        self.backend.backward(tensors, first_target, scale=scale, is_last=True)
+        self.backend.backward(tensors, scale=scale, is_last=True)
         self.backend.update(1e-4)
         return time.perf_counter() - start
 
     def loss(self, rows: Rows) -> float:
         """Mean loss per target token."""
-        return float(self.backend.loss(*self.make(rows))) / float(self.target_counts[list(rows)].sum())
+        return float(self.backend.loss(self.make(rows))) / float(self.target_counts[list(rows)].sum())
 
 
 def main() -> None:
@@ -140,7 +143,8 @@ def main() -> None:
     if len(data) != options.rounds * options.steps * size:
         raise SystemExit(f"the file has {len(data)} train rows only: ask for fewer rounds, steps or rows")
     batches = Batches(data, prepared.tokenizer.pad_token_id, options.max_length, options.max_target_length)
-    backends = [build_backend(config, prepared.source, CPU)[0] for _ in range(2)]
+    longest = (int(data.lengths.max()), options.max_length)
+    backends = [build_backend(config, prepared.source, CPU, longest=tokens)[0] for tokens in longest]
     rayloom = Side("Rayloom's plan", backends[0], batches.rayloom, data.target_counts)
     padded = Side(f"padded to {options.max_length}", backends[1], batches.padded, data.target_counts)
 

@@ -177,7 +177,7 @@ def bare_worker(config: RunConfig, source: ModelSource, rows: EncodedDataset) ->
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(int(config.distributed.cpus_per_worker))
-    backend, tokenizer = build_backend(config, source, torch.device("cpu"))
+    backend, tokenizer = build_backend(config, source, torch.device("cpu"), longest=int(rows.lengths.max()))
     records = Records()
     train(Job(config, rows, no_rows(rows), tokenizer.pad_token_id), backend, records)
     return records

@@ -60,8 +60,8 @@ def token_loss(
     try:
         with torch.inference_mode():
             for (micro,) in plan_evaluation(dataset.lengths, batch_size=batch_size, world_size=1):
-                batch, first_target = to_device(dataset, micro, pad_token_id=pad_token_id, device=device)
-                total += float(loss(**batch, first_target=first_target))
+                batch = to_device(dataset, micro, pad_token_id=pad_token_id, device=device)
+                total += float(loss(**batch))
                 if progress is not None:
                     progress(len(micro.rows))
     finally:

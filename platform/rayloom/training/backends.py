@@ -26,15 +26,14 @@ class Backend(Protocol):
     module: TokenLoss
     """The bare loss module; its ``model`` is the transformers or PEFT model."""
 
-    def loss(self, batch: Batch, first_target: int) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Summed loss of a batch without gradients (for validation)."""
 
-    def backward(self, batch: Batch, first_target: int, *, scale: float, is_last: bool) -> Tensor:
+    def backward(self, batch: Batch, *, scale: float, is_last: bool) -> Tensor:
         """Add the gradients of ``scale x summed loss``; gradients are then averaged over ranks.
 
         Args:
             batch: Micro-batch on this backend's device.
-            first_target: See `TokenLoss.forward`.
             scale: Weight of the summed loss; 0 for a filler.
             is_last: Whether the optimizer step follows.
 
@@ -70,17 +69,17 @@ class PlainBackend:
         if distributed.world_size() > 1:
             self._parallel = DistributedDataParallel(self.module, device_ids=_device_ids(device))
 
-    def loss(self, batch: Batch, first_target: int) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """See `Backend.loss`."""
         with torch.no_grad(), self._autocast():
-            loss: Tensor = self.module(**batch, first_target=first_target)
+            loss: Tensor = self.module(**batch)
         return loss
 
-    def backward(self, batch: Batch, first_target: int, *, scale: float, is_last: bool) -> Tensor:
+    def backward(self, batch: Batch, *, scale: float, is_last: bool) -> Tensor:
         """See `Backend.backward`."""
         with self._synchronised(is_last):
             with self._autocast():
-                loss: Tensor = self._parallel(**batch, first_target=first_target)
+                loss: Tensor = self._parallel(**batch)
             self._scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from rayloom.data import EncodedDataset, MicroBatch, collate
-from rayloom.training.loss import IGNORED
+from rayloom.training.loss import target_positions
 
 
 def to_device(
     dataset: EncodedDataset, micro: MicroBatch, *, pad_token_id: int, device: torch.device
-) -> tuple[dict[str, Tensor], int]:
-    """A micro-batch on the device, and the first position at which any of its rows has a target.
+) -> dict[str, Tensor]:
+    """A micro-batch on the device: the arguments of `TokenLoss.forward`.
 
-    The position is found before the batch moves: on a GPU, asking afterwards would stall the stream.
+    Positions are found before the batch moves: on a GPU, asking afterwards would stall the stream.
     """
     batch = collate([dataset[row] for row in micro.rows], pad_token_id=pad_token_id, seq2seq=dataset.seq2seq)
-    first_target = int((batch["labels"] != IGNORED).any(0).to(torch.int8).argmax())
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}, first_target
+    batch["positions"] = target_positions(batch["labels"], seq2seq=dataset.seq2seq)
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

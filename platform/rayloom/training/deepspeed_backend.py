@@ -66,15 +66,15 @@ class DeepSpeedBackend:
         )
         self.module: TokenLoss = self._engine.module
 
-    def loss(self, batch: Batch, first_target: int) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """See `Backend.loss`."""
         with torch.no_grad():
-            loss: Tensor = self._engine(**batch, first_target=first_target)
+            loss: Tensor = self._engine(**batch)
         return loss
 
-    def backward(self, batch: Batch, first_target: int, *, scale: float, is_last: bool) -> Tensor:
+    def backward(self, batch: Batch, *, scale: float, is_last: bool) -> Tensor:
         """See `Backend.backward`. DeepSpeed itself counts micro-batches to find the last one."""
-        loss: Tensor = self._engine(**batch, first_target=first_target)
+        loss: Tensor = self._engine(**batch)
         # Our scale already divides by the global batch, so DeepSpeed must not divide by the accumulation.
         self._engine.backward(loss * scale, scale_wrt_gas=False)
         if not is_last:

@@ -150,9 +150,9 @@ def _step(job: Job, backend: Backend, batch: GlobalBatch, learning_rate: float, 
     scale = distributed.world_size() / max(1, batch.num_targets)
     micros = batch.micro[distributed.rank()]
     for index, micro in enumerate(micros):
-        tensors, first_target = to_device(job.train, micro, pad_token_id=job.pad_token_id, device=backend.device)
+        tensors = to_device(job.train, micro, pad_token_id=job.pad_token_id, device=backend.device)
         weight = 0.0 if micro.is_filler else scale
-        loss = backend.backward(tensors, first_target, scale=weight, is_last=index == len(micros) - 1)
+        loss = backend.backward(tensors, scale=weight, is_last=index == len(micros) - 1)
         if not micro.is_filler:
             meter.add(loss, tokens=int(job.lengths[list(micro.rows)].sum()))
     meter.add_targets(batch.num_targets)

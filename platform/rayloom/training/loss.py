@@ -1,11 +1,12 @@
 """The training loss: cross-entropy summed over target tokens.
 
-Shape letters: B rows, T tokens of the input, K logit positions kept, V vocabulary.
+Shape letters: B rows, T positions, D hidden width, N target tokens of the batch, V vocabulary.
 """
 
 from __future__ import annotations
 
-import inspect
+import contextlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,8 @@ class TokenLoss(nn.Module):
     """Wraps a model so that its forward pass is the summed loss, which is what DDP and DeepSpeed then wrap.
 
     Summed, not averaged: the caller divides by the target tokens of the *global* batch, so that the loss does
-    not depend on how rows fall into micro-batches and workers.
+    not depend on how rows fall into micro-batches and workers. Logits are computed at target positions only: on short
+    answers with a large vocabulary, the others would cost as much as the rest of the model.
 
     Args:
         model: A transformers or PEFT model.
@@ -32,47 +34,69 @@ class TokenLoss(nn.Module):
         self.model = model
         self.seq2seq = seq2seq
         self.label_smoothing = label_smoothing
-        # PEFT wraps the model whose signature and configuration count.
+        # PEFT wraps the model whose head and configuration count.
         base: Any = cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model
+        self._find_head = base.get_output_embeddings
         self._start_token_id: int | None = getattr(base.config, "decoder_start_token_id", None)
         self._pad_token_id: int = base.config.pad_token_id or 0
-        self._trims_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, first_target: int = 0) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
         """Summed negative log-likelihood of the labels.
 
         Args:
             input_ids: Token ids (B, T).
             attention_mask: 1 on tokens, 0 on padding (B, T).
             labels: Target ids, -100 where there is none: (B, T) for causal models, (B, T') for seq2seq ones.
-            first_target: Causal models: no row has a target before this position, so logits start there.
+            positions: Places (N) in the flattened outputs whose next token is a target, see `target_positions`.
 
         Returns:
             Scalar, float32.
         """
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         if self.seq2seq:
             assert self._start_token_id is not None, "an encoder-decoder has a start token"
-            decoder_ids = shift_right(labels, self._start_token_id, self._pad_token_id)
-            logits = self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                decoder_input_ids=decoder_ids,
-                use_cache=False,
-            ).logits
-            return self._summed(logits, labels)
-        keep = labels.shape[1] - max(first_target - 1, 0)
-        extra = {"logits_to_keep": keep} if self._trims_logits else {}
-        logits = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra).logits
-        return self._summed(logits[:, -keep:][:, :-1], labels[:, -keep:][:, 1:])
-
-    def _summed(self, logits_BKV: Tensor, labels_BK: Tensor) -> Tensor:
+            inputs["decoder_input_ids"] = shift_right(labels, self._start_token_id, self._pad_token_id)
+        with self._only_at(positions):
+            logits: Tensor = self.model(**inputs).logits
+        if logits.dim() == 3:  # a model whose head is no module of its own
+            logits = logits.flatten(0, 1).index_select(0, positions)
+        targets_N = labels.flatten().index_select(0, positions + (0 if self.seq2seq else 1))
         return F.cross_entropy(
-            logits_BKV.reshape(-1, logits_BKV.shape[-1]).float(),
-            labels_BK.reshape(-1),
+            logits.float(),
+            targets_N,
             ignore_index=IGNORED,
             reduction="sum",
             label_smoothing=self.label_smoothing if self.training else 0.0,
         )
+
+    @contextlib.contextmanager
+    def _only_at(self, positions: Tensor) -> Iterator[None]:
+        """Let the head see only some positions: (B, T, D) becomes (N, D)."""
+
+        def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            (hidden_BTD,) = args
+            return (hidden_BTD.flatten(0, 1).index_select(0, positions),)
+
+        head: nn.Module | None = self._find_head()
+        handle = head.register_forward_pre_hook(select) if head is not None else None
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()
+
+
+def target_positions(labels_BT: Tensor, *, seq2seq: bool) -> Tensor:
+    """Places in the flattened outputs (B x T) that predict a target (N).
+
+    Args:
+        labels_BT: Target ids, -100 where there is none.
+        seq2seq: Position t predicts label t; causal models predict label t + 1.
+    """
+    is_target_BT = labels_BT != IGNORED
+    if not seq2seq:
+        is_target_BT = F.pad(is_target_BT[:, 1:], (0, 1), value=False)
+    return is_target_BT.flatten().nonzero().squeeze(1)
 
 
 def shift_right(labels_BT: Tensor, start_token_id: int, pad_token_id: int) -> Tensor:

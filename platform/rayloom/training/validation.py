@@ -21,8 +21,8 @@ def token_loss(backend: Backend, dataset: EncodedDataset, *, batch_size: int, pa
     total = torch.zeros((), device=backend.device)
     for round_ in plan_evaluation(dataset.lengths, batch_size=batch_size, world_size=distributed.world_size()):
         micro = round_[distributed.rank()]
-        batch, first_target = to_device(dataset, micro, pad_token_id=pad_token_id, device=backend.device)
-        loss = backend.loss(batch, first_target)
+        batch = to_device(dataset, micro, pad_token_id=pad_token_id, device=backend.device)
+        loss = backend.loss(batch)
         if not micro.is_filler:
             total += loss
     (summed,) = distributed.sum_over_ranks([float(total)], backend.device)
