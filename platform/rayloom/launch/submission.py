@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
@@ -13,6 +14,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from rayloom.config import EvaluateJob, RunConfig, load_job
 from rayloom.errors import ConfigError, ServiceError
 
+_AGENT_WAIT_S = 60.0
 _EXCLUDED = [
     ".git",
     ".venv",
@@ -54,9 +56,7 @@ def submit_job(
     job = load_job(path, overrides)
     entrypoint = shlex.join(_command(job, path, address, overrides))
     client = _connect(address)
-    job_id: str = client.submit_job(
-        entrypoint=entrypoint, runtime_env={"working_dir": str(Path.cwd()), "excludes": _EXCLUDED}
-    )
+    job_id = _submit(client, entrypoint)
     show(f"submitted {job_id}: {entrypoint}\n")
     if wait:
         asyncio.run(_follow(client, job_id, show))
@@ -91,6 +91,22 @@ def _outside_the_upload(job: RunConfig | EvaluateJob, path: Path, address: str) 
             key=key,
         )
     return ["--set", f"{key}={Path(place).resolve()}"]
+
+
+def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
+    """Submit; a cluster that has just started is given time to get its job agent up."""
+    give_up = time.monotonic() + _AGENT_WAIT_S
+    while True:
+        try:
+            return str(
+                client.submit_job(
+                    entrypoint=entrypoint, runtime_env={"working_dir": str(Path.cwd()), "excludes": _EXCLUDED}
+                )
+            )
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > give_up:
+                raise ServiceError(f"the cluster does not take the job: {error}") from error
+            time.sleep(1.0)
 
 
 def _connect(address: str) -> JobSubmissionClient:
