@@ -38,9 +38,10 @@ from rich.table import Column, Table
 from rayloom.config import RunConfig, validate
 from rayloom.data import EncodedDataset
 from rayloom.launch import Prepared, prepare, ray_session
+from rayloom.launch.entry import train_worker
 from rayloom.launch.progress import Event, watched
 from rayloom.launch.shipping import pack
-from rayloom.launch.worker import Payload, build_backend, train_worker
+from rayloom.launch.worker import Payload, build_backend
 from rayloom.models import ModelSource
 from rayloom.training import EvalRecord, Job, Progress, StepRecord, train
 
@@ -154,7 +155,7 @@ def run_in_ray(config: RunConfig, prepared: Prepared) -> Records:
         cpus = {"CPU": config.distributed.cpus_per_worker}
         TorchTrainer(
             train_worker,
-            train_loop_config={"payload": payload},
+            train_loop_config={"payload": ray.put(payload)},
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ScalingConfig(num_workers=1, use_gpu=False, resources_per_worker=cpus),
             run_config=RayRunConfig(name="overhead", storage_path=storage),

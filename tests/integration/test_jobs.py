@@ -101,6 +101,7 @@ def test_rayloom_submit_follows_the_job_to_its_artifact(head, tmp_path):
     assert open_artifact(str(tmp_path / "submitted" / "artifact")).manifest.family == "t5"
 
 
+@pytest.mark.slow
 def test_plain_ray_job_submit_runs_the_same_command(head, tmp_path):
     sets = [
         part

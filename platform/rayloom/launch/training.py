@@ -15,13 +15,14 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from rayloom.config import RunConfig
 from rayloom.errors import ConfigError, RayloomError, TrainingError
+from rayloom.launch.entry import train_worker
 from rayloom.launch.export import ExportSpec, export_artifact
 from rayloom.launch.preparation import Prepared, prepare
 from rayloom.launch.progress import Sink, both, watched
 from rayloom.launch.runs import Run, check_place
 from rayloom.launch.session import Cluster, ray_session
 from rayloom.launch.shipping import pack
-from rayloom.launch.worker import SCORE, Payload, train_worker
+from rayloom.launch.worker import SCORE, Payload
 
 Announce = Callable[[Prepared, Cluster, Run], None]
 
@@ -134,7 +135,7 @@ def _fit(prepared: Prepared, run: Run, cluster: Cluster, files: Any, board: Any)
     )
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # Ray's types forget that its result has a return_value
-        train_loop_config={"payload": payload},
+        train_loop_config={"payload": ray.put(payload)},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,

@@ -63,9 +63,8 @@ class Payload:
     """Handle of a `Board`."""
 
 
-def train_worker(settings: dict[Any, Any]) -> dict[str, Any]:
-    """Ray Train's ``train_loop_per_worker``. Returns the final `Progress` as a dictionary, and peak memory."""
-    payload: Payload = settings["payload"]
+def work(payload: Payload) -> dict[str, Any]:
+    """Build model and backend, and train. Returns the final `Progress` as a dictionary, and peak memory."""
     files: Files | None = ray.get(payload.model_files)
     unpack(payload.source, files)
     device = get_device()

@@ -1,0 +1,22 @@
+"""Ray Train's way into a worker.
+
+Ray's controller imports the module of the training function too, so this one is light and leaves the rest to
+the workers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+
+def train_worker(settings: dict[Any, Any]) -> dict[str, Any]:
+    """``train_loop_per_worker``: fetch the payload and train. Returns what `rayloom.launch.worker.work` does.
+
+    Args:
+        settings: ``payload``: ObjectRef of a `rayloom.launch.worker.Payload`.
+    """
+    from rayloom.launch.worker import work
+
+    return work(ray.get(settings["payload"]))
