@@ -130,6 +130,7 @@ def test_plain_ray_job_submit_runs_the_same_command(head, tmp_path):
     assert open_artifact(str(tmp_path / "plain" / "artifact")).manifest.kind == "adapter"
 
 
+@pytest.mark.slow
 def test_a_failed_job_fails_the_command(head, tmp_path):
     sets = ["--set", f"output.storage_path={tmp_path}", "--set", "dataset.input_column=nonesuch"]
     done = subprocess.run(

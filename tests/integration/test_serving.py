@@ -96,10 +96,10 @@ def test_documentation(t5_url: str) -> None:
     assert set(httpx.get(f"{t5_url}/openapi.json").json()["paths"]) == {"/generate", "/answer", "/health"}
 
 
-def test_only_one_at_a_time(t5_url: str) -> None:
+def test_only_one_at_a_time(t5_url: str, tiny_artifact_t5: Path) -> None:
     with (
         pytest.raises(ServiceError, match="runs on this Ray already"),
-        serving(ServingConfig(artifact="x")),
+        serving(ServingConfig(artifact=str(tiny_artifact_t5))),
     ):
         pytest.fail("a second one was served")
     assert httpx.get(f"{t5_url}/health").status_code == 200

@@ -77,6 +77,7 @@ def slow_model() -> ModelFactory:
     return open_slow
 
 
+@pytest.mark.slow
 def test_overload_timeout_and_a_lost_replica(slow_model: ModelFactory) -> None:
     config = ServingConfig(
         artifact="none",

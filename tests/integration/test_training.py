@@ -23,7 +23,8 @@ from rayloom.training import EvalRecord, StepRecord
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 JOBS = Path(__file__).parents[2] / "jobs" / "finetune"
-RUNS = {"t5": ("tiny_t5_qa", 1), "gpt_neo": ("tiny_gpt_neo_lm", 2), "llama": ("tiny_llama_lora_qa", 3)}
+# Each family at another stage (the killed run below has stage 2); test_training_matrix.py has them all.
+RUNS = {"t5": ("tiny_t5_qa", 1), "gpt_neo": ("tiny_gpt_neo_lm", 3), "llama": ("tiny_llama_lora_qa", 0)}
 
 
 def train(job: str, folder: Path, *overrides: str, resume: bool = False, sink=None) -> tuple[TrainOutcome, list]:
@@ -88,17 +89,6 @@ def test_it_is_measured_as_training_measured_it(run, tmp_path):
     assert "random" in result.paths.html.read_text()
     assert result.result.resources.training["train_s"] > 0
     assert result.result.resources.training["peak_host_bytes"] > 1e6
-
-
-def test_stage_0_ends_where_stage_3_does(run, tmp_path):
-    family, _, events = run
-    if family != "llama":
-        pytest.skip("one family is enough here; `make test-slow` runs all families at all stages")
-    _, others = train(RUNS["llama"][0], tmp_path, "distributed.zero_stage=0")
-    losses, other_losses = (
-        [event.metrics["loss"] for event in each if isinstance(event, EvalRecord)] for each in (events, others)
-    )
-    assert losses == pytest.approx(other_losses, rel=1e-4)
 
 
 def test_a_killed_worker_is_replaced_and_training_goes_on(tmp_path):
