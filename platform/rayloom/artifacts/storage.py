@@ -20,10 +20,9 @@ from rayloom.errors import ArtifactError
 _BLOCK = 1 << 20
 
 
-def cache_root() -> Path:
-    """Where Rayloom keeps what it can make again: ``$RAYLOOM_CACHE`` or ``~/.cache/rayloom``."""
-    given = os.environ.get("RAYLOOM_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "rayloom"
+def cache_root(given: Path | str | None = None) -> Path:
+    """Where Rayloom keeps what it can make again: the given folder, ``$RAYLOOM_CACHE`` or ``~/.cache/rayloom``."""
+    return Path(given or os.environ.get("RAYLOOM_CACHE") or Path.home() / ".cache" / "rayloom").expanduser()
 
 
 def local_path(location: str | Path) -> Path | None:

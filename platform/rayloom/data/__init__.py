@@ -11,7 +11,7 @@ from rayloom.data.sources import read_rows
 from rayloom.data.splits import Splits, load_splits, rows_digest
 from rayloom.data.templates import Message, PromptInput, PromptTemplate
 from rayloom.data.tokenization import tokenizer_fingerprint
-from rayloom.data.tokenizing import cache_root, encode_rows
+from rayloom.data.tokenizing import encode_rows
 
 __all__ = [
     "IGNORED",
@@ -29,7 +29,6 @@ __all__ = [
     "Row",
     "SourceRow",
     "Splits",
-    "cache_root",
     "collate",
     "columns_for",
     "encode_rows",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -14,6 +13,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 
+from rayloom.artifacts import cache_root
 from rayloom.data.columns import Columns
 from rayloom.data.dataset import EncodedDataset, EncodingReport, Example
 from rayloom.data.encoding import Dropped, Encoder
@@ -40,7 +40,7 @@ def encode_rows(
         rows: Rows of one split.
         encoder: Tokenizer, template and limits.
         columns: The columns to read.
-        cache_dir: Folder of the cache (``dataset.cache_dir``); see :func:`cache_root` for None.
+        cache_dir: Folder of the cache (``dataset.cache_dir``); see `rayloom.artifacts.cache_root` for None.
         file_label: Names the rows in errors where they do not name their file themselves.
 
     Returns:
@@ -67,11 +67,6 @@ def encode_rows(
         ) from error
     assert cached is not None, "what was just saved can be loaded"
     return cached
-
-
-def cache_root(cache_dir: Path | str | None) -> Path:
-    """The cache folder: the one given, else ``$RAYLOOM_CACHE``, else ``~/.cache/rayloom``."""
-    return Path(cache_dir or os.environ.get("RAYLOOM_CACHE") or Path.home() / ".cache" / "rayloom").expanduser()
 
 
 def _digest(rows: Sequence[Row], encoder: Encoder, columns: Columns) -> str:

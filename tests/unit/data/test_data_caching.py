@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rayloom.artifacts import cache_root
 from rayloom.config import DatasetConfig
 from rayloom.data import (
     Columns,
     Encoder,
     PromptTemplate,
     SourceRow,
-    cache_root,
     columns_for,
     encode_rows,
     read_rows,
