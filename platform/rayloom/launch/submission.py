@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from rayloom.config import EvaluateJob, RunConfig, load_job
 from rayloom.errors import ConfigError, ServiceError
 
-_AGENT_WAIT_S = 60.0
+_AGENT_WAIT_S = 180.0
 _EXCLUDED = [
     ".git",
     ".venv",
@@ -53,6 +54,7 @@ def submit_job(
     """
     if not urlparse(address).hostname:
         raise ConfigError(f"--address {address!r}: expected such as http://127.0.0.1:8265")
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it would list every file that it does not upload
     job = load_job(path, overrides)
     entrypoint = shlex.join(_command(job, path, address, overrides))
     client = _connect(address)
@@ -106,7 +108,7 @@ def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > give_up:
                 raise ServiceError(f"the cluster does not take the job: {error}") from error
-            time.sleep(1.0)
+            time.sleep(2.0)
 
 
 def _connect(address: str) -> JobSubmissionClient:
