@@ -242,7 +242,7 @@ def parse() -> argparse.Namespace:
         default="t5",
         help="t5: the size of t5-small, random weights, all trained (default); smollm2: SmolLM2-135M + LoRA",
     )
-    add("--rounds", type=int, default=4, help="turns of each side (default 4)")
+    add("--rounds", type=int, default=2, help="turns of each side (default 2)")
     add("--steps", type=int, help=f"padded steps in a round (default: {STEPS})")
     add("--rows-per-step", type=int, help=f"rows of an optimizer step (default: {ROWS_PER_STEP})")
     add("--max-length", type=int, default=512, help="the padded side's input tokens (default 512)")
