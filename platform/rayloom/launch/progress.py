@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import ray
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -101,6 +102,9 @@ class TerminalSink:
             self._step(event)
         elif isinstance(event, EvalRecord):
             self._console.print(evaluation_line(event), highlight=False)
+            table = samples_table(event)
+            if table is not None:
+                self._console.print(table)
         else:
             self._console.print(event.text, highlight=False)
 
@@ -132,7 +136,7 @@ def samples_table(record: EvalRecord) -> Table | None:
         return None
     table = Table("prompt", "answer", "reference")
     for sample in record.samples:
-        table.add_row(sample["prompt"], sample["prediction"], sample["reference"])
+        table.add_row(*(escape(sample[name]) for name in ("prompt", "prediction", "reference")))
     return table
 
 
