@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from rayloom.config import ServingConfig
 from rayloom.errors import ServiceError
 from rayloom.generation import TextGenerator
 from rayloom.serving import serving
+from tests.fakes_serving import post_all
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -24,11 +24,6 @@ QUESTIONS = [
     "Where does the river that passes the town end?",
 ]
 CONTEXT = "The river flows past the old mill."
-
-
-def post_all(url: str, path: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
-    with ThreadPoolExecutor(len(bodies)) as pool:
-        return list(pool.map(lambda body: httpx.post(f"{url}{path}", json=body, timeout=120.0), bodies))
 
 
 @pytest.fixture(scope="module")

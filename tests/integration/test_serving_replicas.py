@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rayloom.errors import ArtifactError
 from rayloom.generation import TextGenerator
 from rayloom.serving import serving
 from rayloom.serving.app import ModelFactory
+from tests.fakes_serving import post_all
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -27,11 +27,6 @@ QUESTIONS = [
     "Where does the river that passes the town end?",
 ]
 CONTEXT = "The river flows past the old mill."
-
-
-def post_all(url: str, path: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
-    with ThreadPoolExecutor(len(bodies)) as pool:
-        return list(pool.map(lambda body: httpx.post(f"{url}{path}", json=body, timeout=120.0), bodies))
 
 
 def test_a_causal_model_with_an_adapter(tiny_artifact_llama: Path) -> None:
