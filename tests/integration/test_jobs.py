@@ -58,6 +58,7 @@ def head() -> Iterator[dict[str, str]]:
         "--include-dashboard=true",
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={free_port()}",  # the session's local Ray holds the usual one
         f"--temp-dir={temp_dir}",
         "--disable-usage-stats",
     ]

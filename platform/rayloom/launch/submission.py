@@ -16,6 +16,10 @@ from rayloom.config import EvaluateJob, RunConfig, load_job
 from rayloom.errors import ConfigError, ServiceError
 
 _AGENT_WAIT_S = 180.0
+_NO_AGENT = (
+    f"the cluster's job agent did not come up in {_AGENT_WAIT_S:.0f} s. Another Ray on that machine may hold its port "
+    "(52365): stop it, or start the head with 'ray start --head --dashboard-agent-listen-port=PORT'"
+)
 _EXCLUDED = [
     ".git",
     ".venv",
@@ -106,8 +110,10 @@ def _submit(client: JobSubmissionClient, entrypoint: str) -> str:
                 )
             )
         except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > give_up:
+            if "No available agent" not in str(error):
                 raise ServiceError(f"the cluster does not take the job: {error}") from error
+            if time.monotonic() > give_up:
+                raise ServiceError(_NO_AGENT) from error
             time.sleep(2.0)
 
 
