@@ -1,0 +1,53 @@
+"""What the engine tells about its requests. No tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rayloom.engine.request import Hypothesis, TokenScore
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """A sequence has got a token that will stay. Beams tell nothing before they are done.
+
+    Attributes:
+        group_id: The request.
+        index: Which of its sequences.
+        token: The token; never an end of sequence.
+        score: Its log-probability, if asked for.
+    """
+
+    group_id: int
+    index: int
+    token: int
+    score: TokenScore | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A request has all its answers: by index, or best first where beams score them.
+
+    Attributes:
+        group_id: The request.
+        hypotheses: One per ``num_return_sequences``.
+    """
+
+    group_id: int
+    hypotheses: tuple[Hypothesis, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A request has come to nothing.
+
+    Attributes:
+        group_id: The request.
+        error: What broke it.
+    """
+
+    group_id: int
+    error: Exception
+
+
+Event = NewToken | Done | Failed

@@ -1,0 +1,333 @@
+"""The scheduler without a model: a state machine that checks every step, and what callers may count on."""
+
+import contextlib
+import random
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from rayloom.engine.blocks import BLOCK
+from rayloom.engine.plan import Limits
+from rayloom.engine.request import EngineRequest, Group, Status
+from rayloom.engine.scheduler import Scheduler
+from rayloom.errors import RequestError
+from tests.unit.engine.pretend_engine import PretendEngine, make_request
+
+
+def draw_request(draw: random.Random, *, seq2seq: bool, longest: int = 60) -> EngineRequest:
+    """Prompts that share heads; answers that outgrow what they were admitted with."""
+    head = [draw.randrange(2)] * (BLOCK * draw.randint(0, 2))
+    prompt = head + [draw.randrange(2) for _ in range(draw.randint(1, longest - len(head)))]
+    kind = draw.choice(["one", "one", "answers", "beams"])
+    return make_request(
+        [0] * draw.randint(1, 3) if seq2seq else prompt,
+        encoder=prompt if seq2seq else (),
+        new=draw.choice([draw.randint(1, 20), draw.randint(20, 140)]),
+        answers=draw.randint(2, 4) if kind == "answers" else 1,
+        beams=draw.randint(2, 4) if kind == "beams" else 1,
+        adapter=draw.choice([None, "a"]),
+        priority=draw.choice([0, 0, 0, 1, -1]),
+        owner=draw.choice("xyz"),
+    )
+
+
+def draw_limits(draw: random.Random) -> Limits:
+    return Limits(
+        num_blocks=draw.choice([10, 20, 40, 40, 300]),
+        max_sequences=draw.randint(4, 12),
+        max_step_tokens=draw.choice([12, 20, 64, 200]),
+        max_prefill_tokens=draw.choice([1, 5, 16, 50]),
+    )
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random requests, cancels and steps; the pretended engine checks plans, contents and books."""
+
+    @initialize(seed=st.integers(0, 2**32), seq2seq=st.booleans(), prefix_cache=st.booleans())
+    def open(self, seed: int, seq2seq: bool, prefix_cache: bool) -> None:
+        self.seq2seq = seq2seq
+        draw = random.Random(seed)
+        limits, stop_rate = draw_limits(draw), draw.choice([0.0, 0.0, 0.01, 0.1])
+        self.engine = PretendEngine(limits, seed=seed, stop_rate=stop_rate, prefix_cache=prefix_cache)
+
+    @rule(seed=st.integers(0, 2**32), count=st.integers(1, 8))
+    def add(self, seed: int, count: int) -> None:
+        draw = random.Random(seed)
+        for _ in range(count):
+            with contextlib.suppress(RequestError):
+                self.engine.add(draw_request(draw, seq2seq=self.seq2seq))
+
+    @rule(count=st.integers(1, 30))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self.engine.step()
+
+    @precondition(lambda self: self.engine.live)
+    @rule(choice=st.integers(0, 1000))
+    def cancel(self, choice: int) -> None:
+        live = sorted(self.engine.live)
+        self.engine.cancel(live[choice % len(live)])
+
+    @precondition(lambda self: self.engine.live)
+    @rule()
+    def cancel_all_running(self) -> None:
+        for key, watch in list(self.engine.live.items()):
+            if watch.group.status is Status.RUNNING:
+                self.engine.cancel(key)
+
+    @invariant()
+    def books_are_right(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.scheduler.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.run()
+            assert_empty(self.engine.scheduler)
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=35, stateful_step_count=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+TestSchedulerMachine = SchedulerMachine.TestCase
+
+
+def assert_empty(scheduler: Scheduler) -> None:
+    scheduler.check()
+    assert (scheduler.num_waiting, scheduler.num_running) == (0, 0)
+    assert scheduler.num_free_slots == scheduler.limits.max_sequences
+    assert scheduler.num_free_blocks == scheduler.limits.num_blocks
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seq2seq", [False, True])
+def test_small_pools_preempt_and_everybody_finishes(seed: int, seq2seq: bool) -> None:
+    draw = random.Random(seed)
+    limits = Limits(num_blocks=36, max_sequences=32, max_step_tokens=40, max_prefill_tokens=16)
+    engine = PretendEngine(limits, seed=seed, stop_rate=0.0)
+    watches = []
+    for _ in range(16):
+        prompt = [draw.randrange(2) for _ in range(draw.randint(1, 30))]
+        kind = draw.choice(["answers", "answers", "beams"])
+        fields = {kind: draw.randint(1, 4), "new": draw.randint(50, 90)}
+        watches.append(
+            engine.add(make_request([0] if seq2seq else prompt, encoder=prompt if seq2seq else (), **fields))
+        )
+    engine.run()
+    assert engine.num_preempted > 0
+    for watch in watches:
+        assert watch.group.status is Status.FINISHED
+        answers = watch.group.sequences
+        assert max(len(answer.tokens) for answer in answers) == watch.group.request.max_length
+    assert_empty(engine.scheduler)
+
+
+def test_a_group_that_fills_the_whole_pool_runs() -> None:
+    limits = Limits(num_blocks=8, max_sequences=4, max_step_tokens=8)
+    engine = PretendEngine(limits, stop_rate=0.0)
+    whole = engine.add(make_request([1] * 17, new=2 * BLOCK - 17, answers=4))
+    other = engine.add(make_request([1] * 17, new=2 * BLOCK - 17, beams=4))
+    engine.run()
+    assert whole.group.status is other.group.status is Status.FINISHED
+    with pytest.raises(RequestError, match="tokens of cache"):
+        engine.add(make_request([1] * 17, new=2 * BLOCK - 16, answers=4))
+    with pytest.raises(RequestError, match="5 sequences"):
+        engine.add(make_request([1], new=1, beams=5))
+    assert not engine.live
+
+
+def test_a_repeated_prompt_is_computed_from_its_last_block_on() -> None:
+    engine = PretendEngine(Limits(num_blocks=40))
+    for length in (16, 17, 40, 48):
+        prompt = [engine.draw.randrange(100) for _ in range(length)]
+        first = engine.add(make_request(prompt))
+        engine.run()
+        second = engine.add(make_request(prompt))
+        other = engine.add(make_request(prompt, adapter="a"))
+        engine.run()
+        assert first.starts[0] == other.starts[0] == 0
+        assert second.starts[0] == (length - 1) // BLOCK * BLOCK
+
+
+def test_an_answer_is_part_of_the_next_turns_head() -> None:
+    engine = PretendEngine(Limits(num_blocks=40), stop_rate=0.0)
+    first = engine.add(make_request([1, 2, 3], new=60))
+    engine.run()
+    history = first.group.sequences[0].tokens
+    second = engine.add(make_request([*history, 4, 5]))
+    engine.run()
+    assert second.starts[0] == 48  # 62 tokens of 63 are computed: the last was never fed
+
+
+def test_a_head_that_another_computes_meanwhile_is_not_computed_again() -> None:
+    limits = Limits(num_blocks=100, max_step_tokens=40)
+    engine = PretendEngine(limits)
+    prompt = [engine.draw.randrange(100) for _ in range(80)]
+    engine.add(make_request(prompt, new=4))
+    engine.step()
+    late = engine.add(make_request(prompt, new=4))
+    engine.add(make_request([*prompt[:48], 101, 102], new=4))
+    engine.run()
+    assert late.starts[0] >= 32
+    assert engine.scheduler.num_matched_tokens >= 32 + 32
+
+
+def test_equal_encoder_prompts_are_encoded_once() -> None:
+    engine = PretendEngine(Limits(num_blocks=100), stop_rate=0.0)
+    first, again, other = (engine.add(make_request([0], encoder=[5] * 40, adapter=a)) for a in (None, None, "a"))
+    engine.step()
+    assert engine.num_encoded == 3  # at the same moment nobody can wait for the other
+    assert first.group.cross_blocks == again.group.cross_blocks != other.group.cross_blocks
+    engine.run()
+    engine.add(make_request([0], encoder=[5] * 40))
+    engine.run()
+    assert engine.num_encoded == 3
+
+
+def test_without_the_cache_nothing_is_shared() -> None:
+    engine = PretendEngine(Limits(num_blocks=100), prefix_cache=False)
+    for encoder in ([], [7] * 40):
+        for _ in range(2):
+            watch = engine.add(make_request([3] * 40, encoder=encoder))
+            engine.run()
+            assert watch.starts[0] == 0
+    assert engine.num_encoded == 2
+    assert engine.scheduler.num_matched_tokens == 0
+
+
+def test_answers_share_the_prompt_and_copy_only_its_last_block() -> None:
+    engine = PretendEngine(Limits(num_blocks=100), stop_rate=0.0)
+    watch = engine.add(make_request([1] * 40, answers=4, new=8))
+    engine.step()
+    tables = [sequence.blocks for sequence in watch.group.sequences]
+    assert all(table == tables[0] for table in tables)
+    plan = engine.step()
+    assert len(plan.copies) == 3
+    tables = [sequence.blocks for sequence in watch.group.sequences]
+    assert len({tuple(table[:2]) for table in tables}) == 1
+    assert len({table[2] for table in tables}) == 4
+    engine.run()
+    assert engine.num_copied == 3
+
+
+def test_answers_that_end_give_back_their_slots() -> None:
+    scheduler = Scheduler(Limits(num_blocks=40, max_sequences=4))
+    group, other = Group(0, make_request([1], answers=3), 0.0), Group(1, make_request([2], answers=2), 0.0)
+    scheduler.add(group)
+    scheduler.add(other)
+    scheduler.computed(scheduler.schedule())
+    assert scheduler.fork(group, [0, 0, 0])
+    for sequence in group.sequences:
+        sequence.tokens.append(5)
+    assert scheduler.schedule().admitted == ()
+    assert scheduler.fork(group, [0, 2]) == []
+    assert [sequence.index for sequence in group.sequences] == [0, 2]
+    assert scheduler.schedule().admitted == (other,)
+    scheduler.check()
+
+
+def test_a_long_prompt_never_stalls_running_answers() -> None:
+    limits = Limits(num_blocks=200, max_step_tokens=64, max_prefill_tokens=20)
+    engine = PretendEngine(limits, stop_rate=0.0)
+    answer = engine.add(make_request([1], new=60))
+    engine.step()
+    prompt = engine.add(make_request([2] * 500, new=2))
+    for _ in range(20):
+        plan = engine.step()
+        assert {span.group for span in plan.spans} == {answer.group, prompt.group}
+        assert plan.num_tokens <= 21
+
+
+def test_an_encoder_prompt_longer_than_a_step_goes_alone() -> None:
+    limits = Limits(num_blocks=200, max_step_tokens=64, max_prefill_tokens=20)
+    engine = PretendEngine(limits)
+    long = engine.add(make_request([0], encoder=[1] * 100))
+    short = [engine.add(make_request([0], encoder=[2, place])) for place in range(3)]
+    assert engine.step().encode == (long.group,)
+    assert engine.step().encode == tuple(watch.group for watch in short)
+
+
+def test_cancelling_frees_at_once_even_while_a_step_is_computed() -> None:
+    scheduler = Scheduler(Limits(num_blocks=20))
+    group, other = Group(0, make_request([1] * 40, answers=2), 0.0), Group(1, make_request([2] * 40), 0.0)
+    scheduler.add(group)
+    scheduler.add(other)
+    plan = scheduler.schedule()
+    scheduler.cancel(group)
+    scheduler.computed(plan)
+    scheduler.check()
+    scheduler.cancel(group)
+    assert group.status is Status.FINISHED
+    assert (scheduler.num_running, scheduler.num_free_blocks) == (1, 17)
+    waiting = Group(2, make_request([1]), 0.0)
+    scheduler.add(waiting)
+    scheduler.cancel(waiting)
+    scheduler.finish(other)
+    assert_empty(scheduler)
+
+
+def test_lower_priorities_go_first() -> None:
+    engine = PretendEngine(Limits(num_blocks=100, max_sequences=1, max_step_tokens=8))
+    watches = [engine.add(make_request([1], priority=priority)) for priority in (2, 0, 1, 0)]
+    engine.run()
+    assert sorted(range(4), key=lambda place: watches[place].admitted_at or 0) == [1, 3, 2, 0]
+
+
+def test_one_owners_flood_does_not_hold_up_another() -> None:
+    engine = PretendEngine(Limits(num_blocks=400, max_sequences=4), stop_rate=0.0)
+    flood = [engine.add(make_request([1] * 20, new=20, owner="flood")) for _ in range(60)]
+    for _ in range(30):
+        engine.step()
+    small = [engine.add(make_request([2] * 20, new=20, owner="small")) for _ in range(6)]
+    engine.run()
+    last = max(watch.finished_at or 0 for watch in small)
+    # 6 of 12 that end from now on are the small owner's, give or take those that ran already.
+    assert sum(30 < (watch.finished_at or 0) <= last for watch in flood) <= 6 + 2 * 4
+
+
+def test_owners_get_equal_tokens_whatever_the_size_of_their_requests() -> None:
+    engine = PretendEngine(Limits(num_blocks=400, max_sequences=4), stop_rate=0.0)
+    for _ in range(200):
+        engine.add(make_request([1] * 5, new=5, owner="small"))
+    for _ in range(40):
+        engine.add(make_request([2] * 40, new=40, owner="large"))
+    served = {"small": 0, "large": 0}
+    for _ in range(300):
+        for span in engine.step().spans:
+            served[span.group.request.owner] += span.length
+    assert abs(served["small"] - served["large"]) <= 4 * 80
+    assert min(served.values()) > 500
+
+
+def test_a_stream_of_new_owners_does_not_starve_an_old_one() -> None:
+    engine = PretendEngine(Limits(num_blocks=100, max_sequences=2), stop_rate=0.0)
+    old = [engine.add(make_request([1] * 10, new=10, owner="old")) for _ in range(10)]
+    for step in range(450):
+        if step % 5 == 0:  # as fast as they can be answered, so that they alone would keep the engine busy
+            engine.add(make_request([2] * 10, new=10, owner=f"new {step}"))
+        engine.step()
+    assert all(watch.finished_at is not None for watch in old)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_under_constant_load_nobody_waits_for_ever(seed: int) -> None:
+    draw = random.Random(seed)
+    engine = PretendEngine(Limits(num_blocks=60, max_sequences=8, max_step_tokens=64), seed=seed)
+    watches = []
+    for _ in range(800):
+        if len(engine.live) < 16:
+            request = draw_request(draw, seq2seq=False)
+            watches.append(engine.add(make_request(request.start_ids, new=20, owner=request.owner)))
+        engine.step()
+    waits = [(watch.finished_at or engine.num_steps) - watch.added_at for watch in watches]
+    assert len(watches) > 100
+    assert max(waits) < 250
+
+
+def test_limits_that_could_not_hold_a_step_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_step_tokens"):
+        Limits(num_blocks=1, max_sequences=9, max_step_tokens=8)
+    with pytest.raises(ValueError, match="at least 1"):
+        Limits(num_blocks=0)
