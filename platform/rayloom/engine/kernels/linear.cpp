@@ -1,0 +1,365 @@
+// Linear layers with int8 and bfloat16 weights; float32 in and out, quantisation and bias included.
+//
+// Weights lie in panels of 16 output features: (panels, steps, 16, lanes), lanes = 4 int8 or 2 bfloat16 consecutive
+// input features: what AMX tiles, AVX512-VNNI and AVX512-BF16 read. Inputs are padded with zeros to `depth`, a
+// multiple of 64 bytes. Compiled without contraction into fused multiply-adds, so that int8 results have the bits
+// of the torch path. Rows never influence each other.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if defined(__AMX_TILE__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "vectors.h"
+
+#define RESTRICT __restrict__
+
+namespace {
+
+constexpr int64_t WORTH = 1 << 19;  // multiply-adds; a thread team costs some microseconds
+
+// ---- number formats -------------------------------------------------------------------------------------------
+
+struct Int8 {
+    typedef int8_t value;
+    typedef int32_t total;
+    static constexpr int LANES = 4;
+};
+
+struct Bf16 {
+    typedef bf16 value;
+    typedef float total;
+    static constexpr int LANES = 2;
+};
+
+// A matrix product: inputs (rows, stride) times panels. `finish(row, count, panel, sums)` takes (count, 16) sums of
+// the rows from `row` on and one panel.
+struct Shape {
+    int rows, width, depth;  // width: output features; depth: padded input features
+};
+
+bool request_tiles() {
+#if defined(__AMX_TILE__) && defined(__linux__)
+    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return false;
+#endif
+}
+
+const bool HAS_TILES = request_tiles();
+
+// ---- AMX: 16 x 16 sums per tile ---------------------------------------------------------------------------------
+
+#if defined(__AMX_TILE__)
+
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+#define MULTIPLY(format, c, a, b)                   \
+    do {                                            \
+        if constexpr (std::is_same_v<format, Int8>) \
+            _tile_dpbssd(c, a, b);                  \
+        else                                        \
+            _tile_dpbf16ps(c, a, b);                \
+    } while (0)
+
+// Weights are read once, from memory, in two streams: tile loads alone keep too few lines in flight.
+constexpr int AHEAD = 8;  // tiles
+
+INLINE void fetch(const char* w, int64_t panel, int k, int steps) {
+    // After its own panel a stream goes on two panels further; the other stream has the one between.
+    const char* next = w + (k + AHEAD) * 1024 + (k + AHEAD < steps ? 0 : panel);
+    for (int line = 0; line < 1024; line += 64) _mm_prefetch(next + line, _MM_HINT_T0);
+}
+
+// Two tiles of rows times two panels. Either may be one only. The first rows of a panel fetch ahead.
+template <typename F, bool TWO_ROWS, bool TWO_PANELS>
+INLINE void tiles_2x2(bool fetching, const char* x, int64_t stride, const char* w, int64_t panel, int steps, char* totals) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int k = 0; k < steps; k++) {
+        if (fetching) {
+            fetch(w, panel, k, steps);
+            if (TWO_PANELS) fetch(w + panel, panel, k, steps);
+        }
+        _tile_loadd(6, w + k * 1024, 64);
+        if (TWO_PANELS) _tile_loadd(7, w + panel + k * 1024, 64);
+        _tile_loadd(4, x + k * 64, stride);
+        MULTIPLY(F, 0, 4, 6);
+        if (TWO_PANELS) MULTIPLY(F, 1, 4, 7);
+        if (TWO_ROWS) {
+            _tile_loadd(5, x + 16 * stride + k * 64, stride);
+            MULTIPLY(F, 2, 5, 6);
+            if (TWO_PANELS) MULTIPLY(F, 3, 5, 7);
+        }
+    }
+    _tile_stored(0, totals, 64);
+    if (TWO_PANELS) _tile_stored(1, totals + 1024, 64);
+    if (TWO_ROWS) _tile_stored(2, totals + 2048, 64);
+    if (TWO_ROWS && TWO_PANELS) _tile_stored(3, totals + 3072, 64);
+}
+
+template <typename F, typename Finish>
+void product_tiles(const char* x, int64_t stride, const char* w, const Shape& s, int first, int last, Finish finish) {
+    TileConfig config;
+    if (s.rows < 16) std::fill(config.rows, config.rows + 6, uint8_t(s.rows));  // all but the weights' tiles
+    _tile_loadconfig(&config);
+    alignas(64) typename F::total totals[2][2][16][16];
+    const int steps = s.depth * int(sizeof(typename F::value)) / 64;
+    const int64_t panel = int64_t(steps) * 1024;
+    for (int p = first; p < last; p += 2) {
+        const bool two_panels = p + 1 < last;
+        for (int row = 0; row < s.rows; row += 32) {
+            const bool two_rows = row + 16 < s.rows;
+            const char *a = x + row * stride, *b = w + p * panel;
+            char* c = reinterpret_cast<char*>(totals);
+            if (two_rows && two_panels)
+                tiles_2x2<F, true, true>(row == 0, a, stride, b, panel, steps, c);
+            else if (two_rows)
+                tiles_2x2<F, true, false>(row == 0, a, stride, b, panel, steps, c);
+            else if (two_panels)
+                tiles_2x2<F, false, true>(row == 0, a, stride, b, panel, steps, c);
+            else
+                tiles_2x2<F, false, false>(row == 0, a, stride, b, panel, steps, c);
+            for (int half = 0; half <= int(two_rows); half++) {
+                const int r = row + half * 16, count = std::min(16, s.rows - r);
+                finish(r, count, p, totals[half][0][0]);
+                if (two_panels) finish(r, count, p + 1, totals[half][1][0]);
+            }
+        }
+    }
+    _tile_release();
+}
+
+#endif
+
+// ---- vectors: 16 sums at a time, rows in groups of up to 8 ------------------------------------------------------
+
+// sums[lane] += the dot product of a row's `LANES` values with each of 16 features' values.
+INLINE void accumulate(i16& sums, const int8_t* x, const int8_t* w) {
+#if defined(__AVX512VNNI__)
+    // The instruction multiplies unsigned by signed: inputs carry an offset of 128, taken off by `offset_of`.
+    int32_t word;
+    memcpy(&word, x, 4);
+    sums = (i16)_mm512_dpbusd_epi32((__m512i)sums, _mm512_set1_epi32(word ^ 0x80808080), _mm512_loadu_si512(w));
+#else
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 4; j++) sums[i] += int32_t(x[j]) * int32_t(w[i * 4 + j]);
+#endif
+}
+
+INLINE void accumulate(f16& sums, const bf16* x, const bf16* w) {
+#if defined(__AVX512BF16__)
+    int32_t word;
+    memcpy(&word, x, 4);
+    sums = (f16)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_set1_epi32(word), (__m512bh)_mm512_loadu_si512(w));
+#else
+    uint32_t bits[16];
+    memcpy(bits, w, 64);
+    u16 words;
+    memcpy(&words, bits, 64);
+    sums += (f16)(words << 16) * widen(x[0]);
+    sums += (f16)(words & 0xffff0000u) * widen(x[1]);
+#endif
+}
+
+// What the unsigned inputs of VNNI add to 16 sums: 128 times the sums of the weights.
+INLINE i16 offset_of(const int8_t* w, int steps) {
+    i16 sums = {};
+#if defined(__AVX512VNNI__)
+    for (int k = 0; k < steps; k++)
+        sums = (i16)_mm512_dpbusd_epi32((__m512i)sums, _mm512_set1_epi8(1), _mm512_loadu_si512(w + k * 64));
+#else
+    (void)w, (void)steps;
+#endif
+    return sums * 128;
+}
+INLINE f16 offset_of(const bf16*, int) { return (f16){}; }
+
+template <typename V, int R, typename T>
+INLINE void product_rows(const T* x, int64_t stride, const T* w, int steps, int lanes, V* sums) {
+    for (int r = 0; r < R; r++) sums[r] = V{};
+    for (int k = 0; k < steps; k++)
+        for (int r = 0; r < R; r++) accumulate(sums[r], x + r * stride + k * lanes, w + k * 16 * lanes);
+}
+
+template <typename F, typename Finish>
+void product_vectors(const char* x, int64_t stride, const char* w, const Shape& s, int first, int last, Finish finish) {
+    typedef typename F::value T;
+    typedef typename F::total vector __attribute__((vector_size(64)));
+    const int steps = s.depth / F::LANES;
+    const int64_t values_apart = stride / int64_t(sizeof(T));
+    for (int p = first; p < last; p++) {
+        const T* panel = reinterpret_cast<const T*>(w) + int64_t(p) * s.depth * 16;
+        const vector offset = offset_of(panel, steps);
+        for (int row = 0; row < s.rows; row += 8) {
+            const T* a = reinterpret_cast<const T*>(x + row * stride);
+            vector sums[8];
+            const int count = std::min(8, s.rows - row);
+            if (count == 1)
+                product_rows<vector, 1>(a, values_apart, panel, steps, F::LANES, sums);
+            else if (count <= 4)
+                product_rows<vector, 4>(a, values_apart, panel, steps, F::LANES, sums);
+            else
+                product_rows<vector, 8>(a, values_apart, panel, steps, F::LANES, sums);
+            typename F::total totals[8][16];
+            for (int r = 0; r < count; r++) {
+                const vector total = sums[r] - offset;
+                memcpy(totals[r], &total, 64);
+            }
+            finish(row, count, p, totals[0]);
+        }
+    }
+}
+
+template <typename F, typename Finish>
+INLINE void product(const char* x, int64_t stride, const char* w, const Shape& s, int first, int last, Finish finish) {
+#if defined(__AMX_TILE__)
+    if (HAS_TILES) return product_tiles<F>(x, stride, w, s, first, last, finish);
+#endif
+    product_vectors<F>(x, stride, w, s, first, last, finish);
+}
+
+// ---- inputs -----------------------------------------------------------------------------------------------------
+
+// A caller's thread keeps its buffer for the rounded inputs.
+struct Buffer {
+    char* data = nullptr;
+    size_t size = 0;
+    ~Buffer() { free(data); }
+    char* at_least(size_t wanted) {
+        if (wanted > size) {
+            free(data);
+            size = (wanted * 5 / 4 + 4095) / 4096 * 4096;
+            data = static_cast<char*>(aligned_alloc(4096, size));
+            if (!data) abort();
+        }
+        return data;
+    }
+};
+
+// Rows 80 % of a page apart would share cache sets; one line more spreads them. Rows are padded to whole tiles.
+INLINE int64_t stride_for(int64_t bytes) { return bytes % 1024 == 0 ? bytes + 64 : bytes; }
+
+// Returns the row's scale; q = round(x * 127 / largest). The largest is found on bit patterns: that keeps nan.
+float quantise(const float* RESTRICT x, int n, int depth, int8_t* RESTRICT q) {
+    uint32_t bits = 0;
+    for (int i = 0; i < n; i++) {
+        uint32_t word;
+        memcpy(&word, x + i, 4);
+        word &= 0x7fffffffu;
+        bits = word > bits ? word : bits;
+    }
+    float largest;
+    memcpy(&largest, &bits, 4);
+    const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+    // Adding 1.5 * 2^23 rounds to nearest even; the low byte of the sum is the integer.
+    for (int i = 0; i < n; i++) {
+        const float shifted = x[i] * inverse + 12582912.0f;
+        uint32_t word;
+        memcpy(&word, &shifted, 4);
+        q[i] = int8_t(word);
+    }
+    memset(q + n, 0, depth - n);
+    return largest / 127.0f;
+}
+
+void round_row(const float* RESTRICT x, int n, int depth, bf16* RESTRICT y) {
+    for (int i = 0; i < n; i++) narrow(x[i], y + i);
+    memset(y + n, 0, (depth - n) * sizeof(bf16));
+}
+
+// `count` rows of one panel into the output, `make(r, sums)` each; the last panel may hold fewer than 16 features.
+template <typename T, typename Make>
+INLINE void put(float* out, const Shape& s, int row, int count, int panel, const T* sums, Make make) {
+    float* target = out + int64_t(row) * s.width + panel * 16;
+    const int features = s.width - panel * 16;
+    if (features >= 16) {
+        for (int r = 0; r < count; r++) store(target + int64_t(r) * s.width, make(r, sums + r * 16));
+        return;
+    }
+    for (int r = 0; r < count; r++) {
+        float lanes[16];
+        store(lanes, make(r, sums + r * 16));
+        std::copy(lanes, lanes + features, target + int64_t(r) * s.width);
+    }
+}
+
+// Prepare all rows, then multiply: two loops in one team. `Finish` as above, `prepare(row, target)` fills one row.
+template <typename F, typename Prepare, typename Finish>
+INLINE void linear(const Shape& s, const void* weights, Prepare prepare, Finish finish) {
+    if (s.rows == 0) return;
+    static thread_local Buffer buffer;
+    const int64_t bytes = s.depth * int64_t(sizeof(typename F::value)), stride = stride_for(bytes);
+    const int padded = (s.rows + 15) / 16 * 16, num_panels = (s.width + 15) / 16;
+    char* x = buffer.at_least(size_t(padded * stride));
+    const int64_t operations = int64_t(s.rows) * s.width * s.depth;
+#pragma omp parallel num_threads(threads_for(operations, WORTH))
+    {
+        const int team = omp_get_num_threads(), me = omp_get_thread_num();
+        if (team == 1 || s.rows < 8) {
+            // Too little to share out.
+            if (me == 0)
+                for (int row = 0; row < s.rows; row++) prepare(row, x + row * stride);
+        } else {
+            for (int row = me; row < s.rows; row += team) prepare(row, x + row * stride);
+        }
+        if (team > 1) {
+#pragma omp barrier
+        }
+        const int first = num_panels * int64_t(me) / team, last = num_panels * int64_t(me + 1) / team;
+        product<F>(x, stride, static_cast<const char*>(weights), s, first, last, finish);
+    }
+}
+
+}  // namespace
+
+// Room for the scales of a call's rows, one per calling thread.
+static float* row_scales(int rows) {
+    static thread_local Buffer buffer;
+    return reinterpret_cast<float*>(buffer.at_least(sizeof(float) * size_t(rows)));
+}
+
+extern "C" void linear_int8(float* out, const float* x, const void* weights, const float* scales, const float* bias,
+                            int rows, int in_features, int depth, int width) {
+    const Shape s = {rows, width, depth};
+    float* row_scale = row_scales(rows);
+    const auto prepare = [=](int row, char* target) {
+        row_scale[row] = quantise(x + int64_t(row) * in_features, in_features, depth, reinterpret_cast<int8_t*>(target));
+    };
+    // Scales and bias are padded to whole panels.
+    const auto finish = [=](int row, int count, int panel, const int32_t* sums) {
+        const f16 scale = load(scales + panel * 16), shift = bias ? load(bias + panel * 16) : all(-0.0f);
+        put(out, s, row, count, panel, sums, [=](int r, const int32_t* totals) {
+            i16 integers;
+            memcpy(&integers, totals, 64);
+            return __builtin_convertvector(integers, f16) * (scale * row_scale[row + r]) + shift;
+        });
+    };
+    linear<Int8>(s, weights, prepare, finish);
+}
+
+extern "C" void linear_bf16(float* out, const float* x, const void* weights, const float* bias, int rows,
+                            int in_features, int depth, int width) {
+    const Shape s = {rows, width, depth};
+    const auto prepare = [=](int row, char* target) {
+        round_row(x + int64_t(row) * in_features, in_features, depth, reinterpret_cast<bf16*>(target));
+    };
+    const auto finish = [=](int row, int count, int panel, const float* sums) {
+        const f16 shift = bias ? load(bias + panel * 16) : all(-0.0f);
+        put(out, s, row, count, panel, sums, [=](int, const float* totals) { return load(totals) + shift; });
+    };
+    linear<Bf16>(s, weights, prepare, finish);
+}

@@ -1,0 +1,221 @@
+"""Linear layers with weights in float32, bfloat16 or int8. They take and give float32.
+
+Shape letters: T tokens (rows), I input features, O output features.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch.nn import functional
+
+from rayloom.engine.kernels.library import native
+from rayloom.errors import ModelError
+
+Precision = Literal["fp32", "bf16", "int8"]
+"""What weights are held in, and what products are made of."""
+
+_PANEL = 16  # output features that lie together: the kernels' unit
+_STEP_BYTES = 64  # input features are padded to whole tiles and registers
+_TINY = 1e-30  # rows below this are taken as zero: the inverse of their scale would not be finite
+
+
+class Linear(Protocol):
+    """Computes y = x W^T + b of float32 rows."""
+
+    in_features: int
+    out_features: int
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the weights as they are held."""
+        ...
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """A new float32 tensor ``(T, O)``; ``x_TI`` is contiguous."""
+        ...
+
+
+def make_linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None, *, precision: Precision) -> Linear:
+    """A linear layer in the given precision.
+
+    Args:
+        weight_OI: Weights of any float type. fp32: kept as they are if they are float32 (a view stays a view);
+            otherwise copied into the kernel's own layout, so that the caller may drop them.
+        bias_O: Bias or None.
+        precision: ``int8``: weights symmetric per output feature, inputs symmetric per row as they come (LLM.int8's
+            vector-wise form, Dettmers et al., 2022), sums exact in int32. ``bf16``: weights and inputs rounded to
+            bfloat16, sums in float32.
+
+    Raises:
+        ModelError: Weights that are not finite, in int8.
+    """
+    if precision == "fp32":
+        return FloatLinear(weight_OI, bias_O)
+    packed = weight_OI.is_cpu and native() is not None
+    if precision == "bf16":
+        return PackedBfloatLinear(weight_OI, bias_O) if packed else TorchBfloatLinear(weight_OI, bias_O)
+    return PackedInt8Linear(weight_OI, bias_O) if packed else TorchInt8Linear(weight_OI, bias_O)
+
+
+class FloatLinear:
+    """Weights in float32, used where they lie."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight_OI.shape
+        self.weight_OI = weight_OI.detach().float()
+        self.bias_O = None if bias_O is None else bias_O.detach().float()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the weights."""
+        return self.weight_OI.nbytes
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """See `Linear`."""
+        return functional.linear(x_TI, self.weight_OI, self.bias_O)
+
+
+class TorchBfloatLinear:
+    """Weights and inputs in bfloat16, sums and output in float32."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight_OI.shape
+        self.weight_OI = weight_OI.detach().bfloat16()
+        self.bias_O = None if bias_O is None else bias_O.detach().float()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the weights."""
+        return self.weight_OI.nbytes
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """See `Linear`."""
+        # In float32, so that the output is not rounded to bfloat16: this path is for equality, not for speed.
+        return functional.linear(x_TI.bfloat16().float(), self.weight_OI.float(), self.bias_O)
+
+
+class TorchInt8Linear:
+    """Weights and inputs in int8, exact sums, in plain torch."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight_OI.shape
+        self.weight_OI, self.scale_O = _quantise_weights(weight_OI)
+        self.bias_O = None if bias_O is None else bias_O.detach().float()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the weights and their scales."""
+        return self.weight_OI.nbytes + self.scale_O.nbytes
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """See `Linear`."""
+        quantised_TI, scale_T = quantise_rows(x_TI)
+        y_TO = _int_product(quantised_TI, self.weight_OI).float() * (scale_T[:, None] * self.scale_O)
+        return y_TO if self.bias_O is None else y_TO + self.bias_O
+
+
+def quantise_rows(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The int8 ``(T, I)`` and float32 scales ``(T,)`` with x ~ int8 * scale; the largest value of a row becomes 127."""
+    largest_T = x_TI.abs().amax(-1)
+    inverse_T = torch.where(largest_T > _TINY, 127.0 / largest_T, 0.0)
+    return (x_TI * inverse_T[:, None]).round().to(torch.int8), largest_T / 127.0
+
+
+def _int_product(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    """Exact x W^T of int8 tensors, in a type that holds it."""
+    if x_TI.is_cpu:
+        return torch._int_mm(x_TI, weight_OI.t())
+    # float64 holds every sum exactly, on any device and in any shape.
+    return x_TI.double() @ weight_OI.t().double()
+
+
+def _quantise_weights(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    weight_OI, scale_O = quantise_rows(weight_OI.detach().float())
+    if not torch.isfinite(scale_O).all():
+        raise ModelError("weights hold values that are not finite; int8 cannot represent them")
+    return weight_OI, scale_O
+
+
+class PackedInt8Linear:
+    """`TorchInt8Linear` in C++: the same bits."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight_OI.shape
+        quantised_OI, scale_O = _quantise_weights(weight_OI)
+        self.panels = _panels(quantised_OI)
+        self.scale_O = _whole_panels(scale_O)
+        self.bias_O = None if bias_O is None else _whole_panels(bias_O.detach().float())
+        self._library = native()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the weights and their scales."""
+        return self.panels.nbytes + self.scale_O.nbytes
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """See `Linear`."""
+        assert self._library is not None
+        assert x_TI.is_contiguous()
+        assert x_TI.dtype is torch.float32
+        num_rows = x_TI.shape[0]
+        y_TO = torch.empty(num_rows, self.out_features)
+        self._library.linear_int8(
+            y_TO.data_ptr(),
+            x_TI.data_ptr(),
+            self.panels.data_ptr(),
+            self.scale_O.data_ptr(),
+            None if self.bias_O is None else self.bias_O.data_ptr(),
+            num_rows,
+            self.in_features,
+            self.panels.shape[1] * self.panels.shape[3],
+            self.out_features,
+        )
+        return y_TO
+
+
+class PackedBfloatLinear:
+    """`TorchBfloatLinear` in C++: equal but for the order of sums, which does not depend on the other rows."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight_OI.shape
+        self.panels = _panels(weight_OI.detach().bfloat16())
+        self.bias_O = None if bias_O is None else _whole_panels(bias_O.detach().float())
+        self._library = native()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the weights."""
+        return self.panels.nbytes
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """See `Linear`."""
+        assert self._library is not None
+        assert x_TI.is_contiguous()
+        assert x_TI.dtype is torch.float32
+        num_rows = x_TI.shape[0]
+        y_TO = torch.empty(num_rows, self.out_features)
+        self._library.linear_bf16(
+            y_TO.data_ptr(),
+            x_TI.data_ptr(),
+            self.panels.data_ptr(),
+            None if self.bias_O is None else self.bias_O.data_ptr(),
+            num_rows,
+            self.in_features,
+            self.panels.shape[1] * self.panels.shape[3],
+            self.out_features,
+        )
+        return y_TO
+
+
+def _panels(weight_OI: torch.Tensor) -> torch.Tensor:
+    """``(panels, steps, 16 output features, lanes)``: lanes = as many input features as fill four bytes."""
+    lanes, depth = 4 // weight_OI.itemsize, _STEP_BYTES // weight_OI.itemsize
+    padding = (0, -weight_OI.shape[1] % depth, 0, -weight_OI.shape[0] % _PANEL)
+    padded = functional.pad(weight_OI, padding)
+    return padded.view(-1, _PANEL, padded.shape[1] // lanes, lanes).permute(0, 2, 1, 3).contiguous()
+
+
+def _whole_panels(values_O: torch.Tensor) -> torch.Tensor:
+    return functional.pad(values_O, (0, -values_O.shape[0] % _PANEL))
