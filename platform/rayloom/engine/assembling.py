@@ -1,0 +1,89 @@
+"""From a plan (integers) to a `StepBatch` (tensors).
+
+Shape letters: see `batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from rayloom.engine.batch import EncodeBatch, StepBatch
+from rayloom.engine.blocks import BLOCK
+from rayloom.engine.cache import AttentionView
+from rayloom.engine.request import Group
+from rayloom.engine.scheduler import Plan, Span
+
+
+def assemble(plan: Plan, adapter_index: Callable[[str | None], int], device: torch.device) -> StepBatch:
+    """The tensors of one step.
+
+    Args:
+        plan: What to compute.
+        adapter_index: Place of an adapter in the bank, -1 for None.
+        device: Where the runner computes.
+    """
+    tokens: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    starts, logit_rows, adapters = [0], [], []
+    for span in plan.spans:
+        blocks, first, end = span.sequence.blocks, span.start, span.start + span.length
+        tokens += span.sequence.tokens[first:end]
+        positions += range(first, end)
+        slots += [blocks[place // BLOCK] * BLOCK + place % BLOCK for place in range(first, end)]
+        starts.append(len(tokens))
+        adapters += [adapter_index(span.group.request.adapter)] * span.length
+        if span.wants_logits:
+            logit_rows.append(len(tokens) - 1)
+    starts_S = torch.tensor(starts, dtype=torch.int32, device=device)
+    return StepBatch(
+        tokens_T=torch.tensor(tokens, device=device),
+        positions_T=torch.tensor(positions, device=device),
+        slots_T=torch.tensor(slots, device=device),
+        view=_self_view(plan.spans, starts_S),
+        logit_rows_R=torch.tensor(logit_rows, dtype=torch.int64, device=device),
+        adapters_T=torch.tensor(adapters, device=device) if any(index >= 0 for index in adapters) else None,
+        encode=_encode(plan.encode, adapter_index, device) if plan.encode else None,
+        cross_view=_cross_view(plan.spans, starts_S) if plan.spans and plan.spans[0].group.cross_blocks else None,
+    )
+
+
+def _self_view(spans: Sequence[Span], starts_S: torch.Tensor) -> AttentionView:
+    lengths = [span.start + span.length for span in spans]
+    tables = [span.sequence.blocks[: -(-length // BLOCK)] for span, length in zip(spans, lengths, strict=True)]
+    return _view(tables, lengths, spans, starts_S)
+
+
+def _cross_view(spans: Sequence[Span], starts_S: torch.Tensor) -> AttentionView:
+    lengths = [len(span.group.request.encoder_ids) for span in spans]
+    return _view([span.group.cross_blocks for span in spans], lengths, spans, starts_S)
+
+
+def _view(
+    tables: Sequence[Sequence[int]], lengths: list[int], spans: Sequence[Span], starts_S: torch.Tensor
+) -> AttentionView:
+    width = max((len(table) for table in tables), default=0)
+    padded = [[*table, *[0] * (width - len(table))] for table in tables]
+    device = starts_S.device
+    return AttentionView(
+        tables_SN=torch.tensor(padded, dtype=torch.int32, device=device).view(len(tables), width),
+        lengths_S=torch.tensor(lengths, dtype=torch.int32, device=device),
+        starts_S=starts_S,
+        max_queries=max((span.length for span in spans), default=0),
+        max_keys=max(lengths, default=0),
+    )
+
+
+def _encode(groups: Sequence[Group], adapter_index: Callable[[str | None], int], device: torch.device) -> EncodeBatch:
+    slots = [
+        group.cross_blocks[place // BLOCK] * BLOCK + place % BLOCK
+        for group in groups
+        for place in range(len(group.request.encoder_ids))
+    ]
+    return EncodeBatch(
+        prompts=tuple(group.request.encoder_ids for group in groups),
+        slots_T=torch.tensor(slots, device=device),
+        adapters=tuple(adapter_index(group.request.adapter) for group in groups),
+    )
