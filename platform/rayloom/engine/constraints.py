@@ -1,0 +1,74 @@
+"""Masks of many constraints, computed in other threads while the model runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from rayloom.engine.masks import Mask, intersect
+from rayloom.engine.request import Constraint
+
+_MOST_THREADS = 4
+_SHARE = 8
+"""Sequences whose masks one task computes: a task costs more than a mask."""
+
+
+class MaskPool:
+    """Next masks of sequences, on the way while the step that needs them runs.
+
+    Only the thread that drives the engine calls it. Between `prepare` and `collect` constraints of a sequence must not
+    be advanced; whoever drops or forks a sequence in between calls `collect` or `forget` first, or never asks again.
+
+    Args:
+        num_threads: Threads; as many as cores where not given, but few.
+    """
+
+    def __init__(self, num_threads: int | None = None) -> None:
+        threads = num_threads or min(_MOST_THREADS, os.cpu_count() or 1)
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="rayloom-masks")
+        self._running: dict[tuple[int, ...], tuple[Sequence[Constraint], Future[list[Mask | None]], int]] = {}
+
+    def prepare(self, sequences: Sequence[Sequence[Constraint]]) -> None:
+        """Start on the masks of these sequences, each given by its constraints."""
+        waiting = [constraints for constraints in sequences if constraints]
+        for at in range(0, len(waiting), _SHARE):
+            share = waiting[at : at + _SHARE]
+            future = self._executor.submit(_masks, share)
+            for place, constraints in enumerate(share):
+                # The constraints are kept with it: an id must not come back for another object.
+                self._running[_key(constraints)] = (constraints, future, place)
+
+    def collect(self, sequences: Sequence[Sequence[Constraint]]) -> list[Mask | None]:
+        """The mask of each sequence: prepared, or computed now.
+
+        Returns:
+            Per sequence what all its constraints allow, None for everything; all zero where they contradict.
+        """
+        found: list[Mask | None] = []
+        for constraints in sequences:
+            running = self._running.pop(_key(constraints), None)
+            found.append(running[1].result()[running[2]] if running else _mask(constraints))
+        return found
+
+    def forget(self, sequences: Sequence[Sequence[Constraint]]) -> None:
+        """Drop what was prepared for sequences that ended."""
+        for constraints in sequences:
+            self._running.pop(_key(constraints), None)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._running.clear()
+        self._executor.shutdown(cancel_futures=True)
+
+
+def _masks(sequences: Sequence[Sequence[Constraint]]) -> list[Mask | None]:
+    return [_mask(constraints) for constraints in sequences]
+
+
+def _mask(constraints: Sequence[Constraint]) -> Mask | None:
+    return intersect([constraint.mask() for constraint in constraints])
+
+
+def _key(constraints: Sequence[Constraint]) -> tuple[int, ...]:
+    return tuple(id(constraint) for constraint in constraints)

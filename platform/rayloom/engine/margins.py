@@ -1,0 +1,111 @@
+"""By how much one token can lengthen the shortest way to an answer's end, in bytes and so in tokens.
+
+With more tokens left than the shortest way and this margin, a model may write what the grammar allows; with fewer, each
+token is looked at first (`closing.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+_UNKNOWN = 64
+_LEAST = 16
+_MOST = 2048
+_MOST_DEPTH = 12
+
+
+def choice_margin(choices: Sequence[str]) -> int:
+    """No text of a choice has more to go than the longest."""
+    return max(len(choice.encode()) for choice in choices)
+
+
+def regex_margin(regex: str) -> int:
+    """The longest of the shortest ways from anywhere in an expression to its end."""
+    try:
+        parsed = re._parser.parse(regex)  # type: ignore[attr-defined]
+    except re.error:  # Rust's syntax knows a few things that Python's does not
+        return _UNKNOWN + len(regex)
+    widest = 1 if regex.isascii() and "\\u" not in regex else 4
+    return max(1, min(_MOST, widest * _farthest(parsed)))
+
+
+def json_margin(schema: dict[str, Any]) -> int:
+    """The dearest value that may be begun without need, twice: a token seldom begins more."""
+    dearest = max((_cost(node, schema, 0) for node in _inner(schema)), default=0)
+    return min(_MOST, _LEAST + 2 * dearest)
+
+
+def _farthest(parsed: Any) -> int:
+    rest, farthest = 0, 0
+    for operation, value in reversed(list(parsed)):
+        least, inside = _widths(operation, value)
+        farthest = max(farthest, inside + rest)
+        rest = min(_MOST, rest + least)
+    return farthest
+
+
+def _widths(operation: Any, value: Any) -> tuple[int, int]:
+    """Least width of one part, and the farthest that any place in it is from the part's end."""
+    name = str(operation)
+    if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
+        low, _, part = value
+        least, inside = part.getwidth()[0], _farthest(part)
+        return min(_MOST, low * least), min(_MOST, inside + max(low - 1, 0) * least)
+    if name == "BRANCH":
+        branches = value[1]
+        return min(part.getwidth()[0] for part in branches), max(_farthest(part) for part in branches)
+    if name in ("SUBPATTERN", "ATOMIC_GROUP"):
+        part = value[-1] if name == "SUBPATTERN" else value
+        return part.getwidth()[0], _farthest(part)
+    if name == "AT":
+        return 0, 0
+    return 1, 1
+
+
+def _inner(schema: Any) -> Iterator[Any]:
+    """Every schema inside of a schema (and a few things that only look like one)."""
+    values = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    for value in values:
+        if isinstance(value, dict):
+            yield value
+        yield from _inner(value)
+
+
+def _cost(node: Any, root: dict[str, Any], depth: int) -> int:
+    """About the fewest bytes of a value; those nested too deep count nothing."""
+    if not isinstance(node, dict) or depth > _MOST_DEPTH:
+        return 2
+    if "const" in node:
+        return len(json.dumps(node["const"]))
+    if isinstance(node.get("enum"), list) and node["enum"]:
+        return max(len(json.dumps(item)) for item in node["enum"])
+    cost = 2 + _number(node.get("minLength")) + _number(node.get("minProperties")) * 6
+    if isinstance(node.get("pattern"), str):
+        cost += regex_margin(node["pattern"])
+    if "format" in node:
+        cost += 36
+    if isinstance(reference := node.get("$ref"), str):
+        cost += _cost(_resolve(reference, root), root, depth + 1)
+    cost += _number(node.get("minItems")) * (1 + _cost(node.get("items", {}), root, depth + 1))
+    named = node.get("properties")
+    properties = named if isinstance(named, dict) else {}
+    for name in node.get("required") or ():
+        cost += len(str(name)) + 4 + _cost(properties.get(name, {}), root, depth + 1)
+    for union in ("anyOf", "oneOf", "allOf"):
+        if isinstance(node.get(union), list) and node[union]:
+            cost += max(_cost(part, root, depth + 1) for part in node[union])
+    return min(cost, _MOST)
+
+
+def _number(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0
+
+
+def _resolve(reference: str, root: dict[str, Any]) -> Any:
+    node: Any = root
+    for part in reference.removeprefix("#").strip("/").split("/"):
+        node = node.get(part.replace("~1", "/").replace("~0", "~"), {}) if part and isinstance(node, dict) else node
+    return node
