@@ -11,6 +11,7 @@
     │   ├── ArtifactError        a folder that is no artifact, or a damaged one
     │   └── RequestError         generation parameters or prompts
     ├── TrainingError            a run failed for a reason that the config does not explain
+    ├── EngineError              the generation engine broke while it worked on a request
     └── ServiceError             a server, cluster or job that does not answer
 """
 
@@ -90,6 +91,10 @@ class RequestError(UserError):
 
 class TrainingError(RayloomError):
     """A training run failed."""
+
+
+class EngineError(RayloomError):
+    """The generation engine broke while it worked on a request; the cause is chained."""
 
 
 class ServiceError(RayloomError):

@@ -1,0 +1,169 @@
+"""The step loop: schedule, run, select. One thread drives it; `service` gives it to many callers.
+
+Shape letters: R rows whose logits a step wants, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from rayloom.engine.adapters import LoraBank
+from rayloom.engine.assembling import assemble
+from rayloom.engine.blocks import BLOCK
+from rayloom.engine.events import Done, Event
+from rayloom.engine.plan import Limits, Plan
+from rayloom.engine.request import EngineRequest, Group, Sequence
+from rayloom.engine.rows import RowStates
+from rayloom.engine.runners import Runner
+from rayloom.engine.scheduler import Scheduler
+from rayloom.engine.selecting import Selector
+from rayloom.errors import RequestError
+
+MAX_LENGTH = 4096
+"""Longest sequence of a model without positions of its own (T5)."""
+
+
+class Engine:
+    """Continuous batching over one model: requests come and go between steps.
+
+    Args:
+        runner: Computes logits.
+        limits: How much runs at once.
+        clock: Seconds; injected by tests.
+        debug: Check the scheduler's invariants after every step.
+    """
+
+    def __init__(
+        self, runner: Runner, limits: Limits, *, clock: Callable[[], float] = time.monotonic, debug: bool = False
+    ) -> None:
+        self.runner, self.limits = runner, limits
+        self._clock, self._debug = clock, debug
+        self._max_length = min(runner.max_positions or MAX_LENGTH, limits.num_blocks * BLOCK)
+        self._scheduler = Scheduler(limits)
+        self._device = runner.device
+        states = RowStates(limits.max_sequences, runner.vocab_size, self._max_length, self._device)
+        self._selector = Selector(states, self._scheduler)
+        self._groups: dict[int, Group] = {}
+        self._timed: dict[int, Group] = {}
+        self._ids = itertools.count()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is in flight."""
+        return bool(self._groups)
+
+    def submit(self, request: EngineRequest) -> int:
+        """Take a request; returns its id.
+
+        Raises:
+            RequestError: It can never be answered here.
+        """
+        self._refuse(request)
+        constraints = tuple(constraint.fork() for constraint in request.constraints)
+        first = Sequence(0, list(request.start_ids), constraints=constraints)
+        group = Group(next(self._ids), request, self._clock(), sequences=[first])
+        self._selector.expect(group)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._selector.forget, group)
+            if request.adapter is not None:
+                self._bank().acquire(request.adapter)
+                undo.callback(self._bank().release, request.adapter)
+            self._scheduler.add(group)
+            undo.pop_all()
+        self._groups[group.group_id] = group
+        if request.params.max_time is not None:
+            self._timed[group.group_id] = group
+        return group.group_id
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Make a PEFT adapter known, or replace the one of that name, while others run.
+
+        Raises:
+            ModelError: It cannot be served here, or requests in flight use an older one of this name.
+            RequestError: Requests in flight use all places.
+        """
+        self._bank().load(name, folder)
+        self._scheduler.forget_adapter(name)  # its cached keys and values may be those of older weights
+
+    def evict_adapter(self, name: str) -> None:
+        """Forget an adapter.
+
+        Raises:
+            RequestError: Unknown.
+            ModelError: Requests in flight use it.
+        """
+        self._bank().evict(name)
+        self._scheduler.forget_adapter(name)
+
+    def cancel(self, group_id: int) -> None:
+        """Drop a request, unless it is finished: all that it holds is free for the next step."""
+        if group := self._groups.get(group_id):
+            self._scheduler.cancel(group)
+            self._forget(group)
+
+    def step(self) -> list[Event]:
+        """Compute one step, and tell what came of it."""
+        expired = self._expire()
+        plan = self._scheduler.schedule()
+        told: list[Event] = []
+        if plan.spans or plan.encode:
+            logits_RV = self._run(plan)
+            self._scheduler.computed(plan)
+            told = self._selector.select(plan, logits_RV)
+        self._finish(told)
+        if self._debug:
+            self._scheduler.check()
+        return expired + told
+
+    def _run(self, plan: Plan) -> torch.Tensor:
+        self._selector.open_rows(plan)
+        self.runner.cache.copy_blocks(plan.copies)
+        batch = assemble(plan, self._adapter_index, self._device)
+        with torch.inference_mode():
+            return self.runner.run(batch)
+
+    def _expire(self) -> list[Event]:
+        """End those whose time is over: with what they have, were it nothing."""
+        now = self._clock()
+        late = [g for g in self._timed.values() if now - g.arrival > (g.request.params.max_time or 0.0)]
+        events: list[Event] = [Done(group.group_id, self._selector.give_up(group)) for group in late]
+        self._finish(events)
+        return events
+
+    def _finish(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, Done):
+                group = self._groups[event.group_id]
+                self._scheduler.finish(group)
+                self._forget(group)
+
+    def _forget(self, group: Group) -> None:
+        del self._groups[group.group_id]
+        self._timed.pop(group.group_id, None)
+        self._selector.forget(group)
+        if group.request.adapter is not None:
+            self._bank().release(group.request.adapter)
+
+    def _refuse(self, request: EngineRequest) -> None:
+        if not request.start_ids:
+            raise RequestError("the prompt is empty: there is nothing to go on from")
+        if self.runner.seq2seq and not request.encoder_ids:
+            raise RequestError("the prompt is empty: the encoder has nothing to read")
+        if request.max_length > self._max_length:
+            raise RequestError(
+                f"prompt and answer may take {request.max_length} tokens, but {self._max_length} are held at most"
+            )
+
+    def _adapter_index(self, name: str | None) -> int:
+        return -1 if name is None else self._bank().index(name)
+
+    def _bank(self) -> LoraBank:
+        if self.runner.lora is None:
+            raise RequestError("this engine was opened without adapters")
+        return self.runner.lora
