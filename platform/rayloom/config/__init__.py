@@ -17,7 +17,7 @@ from rayloom.config.loading import (
 from rayloom.config.model import LoraConfig, ModelConfig, RandomInit, TaskType
 from rayloom.config.problems import nearest
 from rayloom.config.run import EvaluateJob, OutputConfig, RunConfig
-from rayloom.config.serving import AutoscalingConfig, ServingConfig
+from rayloom.config.serving import AutoscalingConfig, ServingConfig, WeightPrecision
 from rayloom.config.training import DistributedConfig, Precision, TrainingConfig
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "ServingConfig",
     "TaskType",
     "TrainingConfig",
+    "WeightPrecision",
     "build_section",
     "config_hash",
     "dump_yaml",

@@ -74,13 +74,15 @@ class GenerationConfig(Section):
     prefix: str | None = None
     """The answer is forced to start with this text."""
     required_words: list[str] | None = None
-    """Words or phrases that must appear."""
+    """Words or phrases that must appear, each once at least."""
     forbidden_words: list[str] | None = None
     """Words or phrases that must not appear."""
     json_schema: dict[str, Any] | None = None
     """The answer is JSON that this schema accepts."""
     regex: str | None = None
     """The answer matches this expression as a whole."""
+    choice: list[str] | None = Field(None, min_length=1)
+    """The answer is one of these."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Return each token's log-probability, and those of so many alternatives."""
 
@@ -160,6 +162,7 @@ def _beam_problem(config: GenerationConfig) -> str | None:
         return "diversity_penalty needs num_beam_groups above 1"
     if config.num_beams > 1 and config.num_return_sequences > config.num_beams:
         return f"num_return_sequences {config.num_return_sequences} exceeds num_beams {config.num_beams}"
-    if config.json_schema is not None and config.regex is not None:
-        return "json_schema and regex both decide the whole answer: give one"
+    whole = [name for name in ("json_schema", "regex", "choice") if getattr(config, name) is not None]
+    if len(whole) > 1:
+        return f"{whole[0]} and {whole[1]} both decide the whole answer: give one"
     return None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from rayloom.config.base import Section
 from rayloom.config.generation import GenerationChanges
+
+WeightPrecision = Literal["fp32", "bf16", "int8"]
 
 
 class AutoscalingConfig(Section):
@@ -44,9 +46,12 @@ class ServingConfig(Section):
     """GPUs per replica."""
     autoscaling: AutoscalingConfig = Field(default_factory=AutoscalingConfig)
     max_batch_size: int = Field(16, ge=1)
-    """Most requests that are generated together."""
-    batch_wait_timeout_s: float = Field(0.01, ge=0.0)
-    """Seconds to wait for more requests before a batch starts."""
+    """Most sequences (beams and answers counted one by one) that are generated together."""
+    precision: WeightPrecision = "fp32"
+    """Of the weights: ``fp32``, ``bf16`` or ``int8``. Only fp32 promises the very tokens of evaluation."""
+    cache_gib: float | None = Field(None, gt=0.0)
+    """Memory for keys and values per replica, in GiB; what max_batch_size sequences of full length take, but
+    at most a quarter of the free memory (on CPUs 2 GiB), where not given."""
     max_queued_requests: int = Field(256, ge=-1)
     """Requests that may wait for a replica; more are refused with 503. -1 for no bound."""
     request_timeout_s: float = Field(120.0, gt=0.0)

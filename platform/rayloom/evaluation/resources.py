@@ -47,7 +47,7 @@ def measure_resources(
     return Resources(
         device=device_name(generator.device),
         num_parameters=sum(parameter.numel() for parameter in generator.model.parameters()),
-        dtype=str(next(generator.model.parameters()).dtype).removeprefix("torch."),
+        dtype=generator.precision,
         size_on_disk_bytes=folder_bytes(artifact.path) if artifact is not None else None,
         peak_host_bytes=peak_host_bytes(),
         peak_gpu_bytes=_peak_gpu_bytes(generator.device),

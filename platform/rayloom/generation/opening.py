@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
+from peft import PeftModel
 
 from rayloom.artifacts import Artifact, open_artifact
-from rayloom.config import GenerationConfig, ModelConfig
+from rayloom.config import GenerationConfig, ModelConfig, WeightPrecision
 from rayloom.data import Encoder, PromptTemplate
+from rayloom.engine import EngineOptions, EngineService, open_engine
 from rayloom.errors import ArtifactError, RequestError
-from rayloom.generation.planning import DEFAULT_NEW_TOKENS
+from rayloom.generation.engine_generator import EngineGenerator
+from rayloom.generation.planning import DEFAULT_NEW_TOKENS, Window
+from rayloom.generation.resolving import Addressing, Resolver
+from rayloom.generation.transformers_generator import max_positions
 from rayloom.models import LoadedModel, load_model, open_model, resolve_source
 
 _UNBOUNDED = 1 << 20
@@ -28,6 +34,8 @@ class Opened:
         encoder: Makes prompts.
         generation: Defaults of generation.
         artifact: Where it came from, None for a plain model.
+        adapter: PEFT folder of the adapter that answers; None for the model as it is. The engine reads it from
+            there, whether the loaded model has it attached or not.
     """
 
     name: str
@@ -35,9 +43,10 @@ class Opened:
     encoder: Encoder
     generation: GenerationConfig
     artifact: Artifact | None = None
+    adapter: Path | None = None
 
 
-def open_path(path_or_name: str | Path, *, dtype: torch.dtype) -> Opened:
+def open_path(path_or_name: str | Path) -> Opened:
     """Open an artifact (folder or URI), a plain model folder, or a hub model.
 
     Raises:
@@ -48,7 +57,7 @@ def open_path(path_or_name: str | Path, *, dtype: torch.dtype) -> Opened:
     name = str(path_or_name)
     folder = Path(name).expanduser()
     if "://" in name or (folder / "manifest.json").is_file():
-        return _open_artifact(name if "://" in name else str(folder), dtype)
+        return _open_artifact(name if "://" in name else str(folder))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ArtifactError(
@@ -58,7 +67,7 @@ def open_path(path_or_name: str | Path, *, dtype: torch.dtype) -> Opened:
         name = str(folder)
     elif isinstance(path_or_name, Path) or _looks_like_path(name):
         raise ArtifactError(f"{folder}: no such folder")
-    return open_plain(load_model(resolve_source(ModelConfig(name=name), seed=0), dtype=dtype), name=name)
+    return open_plain(load_model(resolve_source(ModelConfig(name=name), seed=0)), name=name)
 
 
 def open_plain(loaded: LoadedModel, *, name: str) -> Opened:
@@ -91,30 +100,56 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """A dtype by torch's or the config's name; float32 where not given.
+def pick_precision(precision: str) -> WeightPrecision:
+    """A precision by its name.
 
     Raises:
-        RequestError: Not a floating-point type.
+        RequestError: Not one of them.
     """
-    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    found = names.get(dtype, getattr(torch, dtype, None)) if isinstance(dtype, str) else dtype or torch.float32
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise RequestError(f"dtype {dtype!r}: expected {', '.join(names)} or a torch floating-point type")
-    return found
+    names: tuple[WeightPrecision, ...] = get_args(WeightPrecision)
+    for name in names:
+        if name == precision:
+            return name
+    raise RequestError(f"precision {precision!r}: expected {', '.join(names)}")
 
 
-def _open_artifact(path: str, dtype: torch.dtype) -> Opened:
+def start_engine(opened: Opened, options: EngineOptions) -> EngineGenerator:
+    """A generator over an engine of the model's own.
+
+    Raises:
+        ModelError: The engine cannot serve this model.
+    """
+    loaded = opened.loaded
+    model: Any = loaded.model
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base.eval()
+    engine = open_engine(base, options)
+    if opened.adapter is not None:
+        engine.load_adapter(opened.name, opened.adapter)
+    seq2seq = loaded.family.seq2seq
+    resolver = Resolver(
+        loaded.tokenizer,
+        base.generation_config,
+        Window(seq2seq, max_positions(base.config, seq2seq=seq2seq), opened.encoder.max_target_length),
+        vocab_size=engine.runner.vocab_size,
+        start_text=opened.encoder.template.target_prefix,
+    )
+    addressing = Addressing(adapter=opened.name if opened.adapter is not None else None)
+    return EngineGenerator(EngineService(engine), resolver, addressing)
+
+
+def _open_artifact(path: str) -> Opened:
     artifact = open_artifact(path)
     manifest = artifact.manifest
-    loaded = open_model(artifact, dtype=dtype, merge=False)
+    loaded = open_model(artifact, merge=False)
     encoder = Encoder(
         loaded.tokenizer,
         PromptTemplate.model_validate(manifest.template),
         max_input_length=manifest.limits.max_input_length,
         max_target_length=manifest.limits.max_target_length,
     )
-    return Opened(manifest.name, loaded, encoder, manifest.generation, artifact)
+    adapter = artifact.adapter_path if manifest.kind == "adapter" else None
+    return Opened(manifest.name, loaded, encoder, manifest.generation, artifact, adapter)
 
 
 def _looks_like_path(name: str) -> bool:

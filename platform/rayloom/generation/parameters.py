@@ -39,10 +39,11 @@ _SAMPLING = ("temperature", "top_k", "top_p", "typical_p", "eta_cutoff", "epsilo
 # Properties of a model's vocabulary and architecture, not of how a user wants to generate.
 _KEPT_FROM_MODEL = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
                     "begin_suppress_tokens")  # fmt: skip
-_NOT_YET = {
-    "required_words": "forced words need constrained beam search",
+_ENGINE_ONLY = {
+    "required_words": "words that must appear",
     "json_schema": "answers that follow a JSON schema",
     "regex": "answers that match an expression",
+    "choice": "answers out of a list",
 }
 
 
@@ -75,11 +76,11 @@ def refuse_unsupported(config: GenerationConfig) -> None:
     Raises:
         RequestError: Names the parameter.
     """
-    for name, what in _NOT_YET.items():
+    for name, what in _ENGINE_ONLY.items():
         if getattr(config, name):
-            raise RequestError(f"{name} is not available yet ({what})")
+            raise RequestError(f"{name} ({what}) is not available while a model is being trained")
     if config.num_beam_groups > 1:
-        raise RequestError("num_beam_groups above 1 (diverse beam search) is not available yet")
+        raise RequestError("num_beam_groups above 1 (diverse beam search) is not available while a model is trained")
 
 
 def to_transformers(

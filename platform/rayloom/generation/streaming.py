@@ -78,16 +78,43 @@ def text_pieces(
         request: For its forced prefix, which is part of the text.
         stop_strings: Text that may be the start of one of these is held back.
     """
-    ids, sent = list(request.prefix_ids), ""
+    pieces = Pieces(tokenizer, request.prefix_ids, stop_strings)
     while isinstance(item := tokens.get(), int):
-        ids.append(item)
+        if piece := pieces.add(item):
+            yield piece
+    if piece := pieces.finish(item):
+        yield piece
+
+
+class Pieces:
+    """Pieces of a growing text. Together they are the final text.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prefix_ids: Forced start of the answer, part of the text.
+        stop_strings: Text that may be the start of one of these is held back.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prefix_ids: Sequence[int], stop_strings: Sequence[str]
+    ) -> None:
+        self._tokenizer, self._stop_strings = tokenizer, stop_strings
+        self._ids, self._sent = list(prefix_ids), ""
+
+    def add(self, token: int) -> str:
+        """What may be shown now that this token is there."""
+        self._ids.append(token)
         # A stop string may begin in the prompt, unseen here: only the final text decides on the last token.
-        safe = settled(decode(tokenizer, ids[:-1] if stop_strings else ids), stop_strings)
-        if safe.startswith(sent) and len(safe) > len(sent):
-            yield safe[len(sent) :]
-            sent = safe
-    if len(item) > len(sent):
-        yield item[len(sent) :]
+        ids = self._ids[:-1] if self._stop_strings else self._ids
+        safe = settled(decode(self._tokenizer, ids), self._stop_strings)
+        if not safe.startswith(self._sent):
+            return ""
+        piece, self._sent = safe[len(self._sent) :], safe
+        return piece
+
+    def finish(self, text: str) -> str:
+        """The rest, now that the final text is known."""
+        return text[len(self._sent) :]
 
 
 def settled(text: str, stop_strings: Sequence[str]) -> str:

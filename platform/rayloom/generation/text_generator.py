@@ -12,11 +12,11 @@ import torch
 from rayloom.artifacts import Artifact
 from rayloom.config import GenerationConfig
 from rayloom.data import Encoder, PromptInput, PromptTemplate
+from rayloom.engine import EngineOptions
 from rayloom.errors import RequestError
 from rayloom.generation.golden import replay_golden as replay
-from rayloom.generation.opening import Opened, open_path, pick_device, pick_dtype
+from rayloom.generation.opening import Opened, open_path, pick_device, pick_precision, start_engine
 from rayloom.generation.parameters import parse_parameters
-from rayloom.generation.transformers_generator import TransformersGenerator
 from rayloom.generation.types import GenerationOutput, GenerationRequest
 
 
@@ -34,7 +34,10 @@ class TextGenerator:
         path_or_name: Artifact (folder or URI), model folder or hub name. A plain model takes the
             prompt as it is, or as a user's message if it has a chat template.
         device: ``cpu``, ``cuda``, …; the first GPU if there is one where not given.
-        dtype: ``fp32`` (default), ``bf16`` or ``fp16``.
+        precision: Of the weights: ``fp32``, ``bf16`` or ``int8``.
+        max_batch_size: Most sequences (beams and answers counted one by one) in one step of the engine.
+        cache_gib: Memory for keys and values in GiB; what `max_batch_size` sequences of full length take, but at
+            most a quarter of the free memory (on CPUs 2 GiB), where not given.
         replay_golden: Prove that the artifact's golden prompts give the tokens that were recorded
             (answers are compared in fp32 only; prompts always).
 
@@ -48,35 +51,41 @@ class TextGenerator:
         path_or_name: str | Path,
         *,
         device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
+        precision: str = "fp32",
+        max_batch_size: int = 32,
+        cache_gib: float | None = None,
         replay_golden: bool = True,
     ) -> None:
         chosen = pick_device(device)
-        self._set_up(open_path(path_or_name, dtype=pick_dtype(dtype)), chosen)
+        options = EngineOptions(
+            precision=pick_precision(precision),
+            max_sequences=max_batch_size,
+            cache_bytes=None if cache_gib is None else int(cache_gib * 2**30),
+        )
+        self._set_up(open_path(path_or_name), chosen, options)
         if replay_golden and self.artifact is not None:
-            exact = next(self.model.parameters()).dtype == torch.float32
+            exact = self.precision == "fp32"
             replay(self.generator, self.encoder, self.artifact.manifest.golden, check_outputs=exact)
 
     @classmethod
     def from_opened(cls, opened: Opened, *, device: str | torch.device | None = None) -> Self:
         """Over a model that is loaded already."""
         self = cls.__new__(cls)
-        self._set_up(opened, pick_device(device))
+        self._set_up(opened, pick_device(device), EngineOptions())
         return self
 
-    def _set_up(self, opened: Opened, device: torch.device) -> None:
+    def _set_up(self, opened: Opened, device: torch.device, options: EngineOptions) -> None:
         self.name: str = opened.name
         self.artifact: Artifact | None = opened.artifact
         self.encoder: Encoder = opened.encoder
         self.defaults: GenerationConfig = opened.generation
         self.family = opened.loaded.family
-        self.model = opened.loaded.model.to(device)
-        self.generator = TransformersGenerator(
-            self.model,
-            opened.loaded.tokenizer,
-            seq2seq=opened.loaded.family.seq2seq,
-            default_new_tokens=opened.encoder.max_target_length,
-        )
+        self.precision = options.precision
+        self.device = device
+        self._model: torch.nn.Module | None = opened.loaded.model.to(device)
+        self.generator = start_engine(opened, options)
+        if self.precision != "fp32":
+            self._model = None  # the engine has weights of its own then; two copies would take more, not less
 
     @property
     def template(self) -> PromptTemplate:
@@ -84,10 +93,15 @@ class TextGenerator:
         return self.encoder.template
 
     @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
+    def model(self) -> torch.nn.Module:
+        """The transformers model, which shares its weights with the engine.
+
+        Raises:
+            RequestError: In bf16 and int8 only the engine's weights are kept.
+        """
+        if self._model is None:
+            raise RequestError(f"opened in {self.precision}, only the engine's weights are kept: open it in fp32")
+        return self._model
 
     def generate(
         self,
@@ -129,7 +143,7 @@ class TextGenerator:
         Args:
             texts: Questions, documents or prompts.
             contexts: One for each text.
-            batch_size: Most prompts per forward pass.
+            batch_size: Most prompts in flight.
             params: Generation parameters, the same for all.
         """
         if isinstance(texts, str):
@@ -166,13 +180,18 @@ class TextGenerator:
         Args:
             inputs: What to ask.
             params: Generation parameters, the same for all.
-            batch_size: Most prompts per forward pass.
+            batch_size: Most prompts in flight.
         """
         if batch_size < 1:
             raise RequestError(f"batch_size must be at least 1, not {batch_size}")
         config = self.parameters(params or {})
         requests = [self.request(asked, config) for asked in inputs]
         return [self._cleaned(output) for output in self.generator.generate(requests, batch_size=batch_size)]
+
+    async def run_async(self, asked: PromptInput, params: Mapping[str, Any] | None = None) -> GenerationOutput:
+        """As `run`, for one prompt. It shares the engine's batch with all others; cancelling the task stops it."""
+        request = self.request(asked, self.parameters(params or {}))
+        return self._cleaned(await self.generator.generate_async(request))
 
     def parameters(self, params: Mapping[str, Any]) -> GenerationConfig:
         """A caller's parameters on top of the model's defaults, checked."""

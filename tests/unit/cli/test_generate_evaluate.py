@@ -57,7 +57,7 @@ def test_parameters_reach_the_model(folder: Path) -> None:
         (["River", "--file", "x"], "not both"),
         (["--file", "/nonexistent/x"], "cannot be read"),
         ([], "standard input is empty"),
-        (["River", "-p", "regex=a+"], "not available yet"),
+        (["River", "-p", "regex=("], "regex"),
         (["River", "--stream", "-p", "num_beams=2"], "cannot be streamed"),
     ],
     ids=str,

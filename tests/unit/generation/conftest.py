@@ -13,6 +13,9 @@ from transformers import (
     T5Config,
 )
 
+from rayloom.engine import EngineOptions, EngineService, open_engine
+from rayloom.generation.engine_generator import EngineGenerator
+from rayloom.generation.resolving import Addressing, Resolver
 from rayloom.generation.transformers_generator import TransformersGenerator
 
 TEXTS = [
@@ -98,3 +101,11 @@ def causal() -> TransformersGenerator:
 @pytest.fixture(scope="session")
 def seq2seq() -> TransformersGenerator:
     return make_generator("t5")
+
+
+def make_engine_generator(theirs: TransformersGenerator, options: EngineOptions | None = None) -> EngineGenerator:
+    """Over the very model that the oracle drives."""
+    engine = open_engine(theirs.model, options or EngineOptions())
+    vocab_size = engine.runner.vocab_size
+    resolver = Resolver(theirs.tokenizer, theirs.model.generation_config, theirs.window, vocab_size)
+    return EngineGenerator(EngineService(engine), resolver, Addressing())
