@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ import httpx
 
 from rayloom.config import GenerationConfig
 from rayloom.errors import RequestError
-from rayloom.serving.batching import run_batch
+from rayloom.serving.answering import answer
 from rayloom.serving.calls import Call, Completion, Health, ModelInfo, Outcome, Prompt
 
 QA_MODEL = ModelInfo(name="fake-qa", family="t5", task="question-answering", answers_questions=True)
@@ -24,12 +23,11 @@ class FakeModel:
     """Writes its prompt in capitals, cut at max_new_tokens words; refuses 'bad' and breaks on 'crash'."""
 
     info: ModelInfo = QA_MODEL
-    batches: list[tuple[list[str], dict[str, Any]]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
-    def complete(self, prompts: Sequence[Prompt], parameters: Mapping[str, Any]) -> list[Completion]:
-        self.batches.append(([prompt.text for prompt in prompts], dict(parameters)))
-        config = GenerationConfig(do_sample=True).merged(**parameters)
-        return [self._completion(prompt, config) for prompt in prompts]
+    async def complete(self, call: Call) -> Completion:
+        self.calls.append(call)
+        return self._completion(call.prompt, GenerationConfig(do_sample=True).merged(**call.parameters))
 
     def _completion(self, prompt: Prompt, config: GenerationConfig) -> Completion:
         if prompt.text == "bad":
@@ -50,7 +48,7 @@ class FakeModel:
 
 @dataclass
 class FakeBackend:
-    """Runs every call by itself through the real batch logic, after a delay; or gives a fixed outcome."""
+    """Answers every call as a replica does, after a delay; or gives a fixed outcome."""
 
     model: FakeModel = field(default_factory=FakeModel)
     delay_s: float = 0.0
@@ -67,7 +65,7 @@ class FakeBackend:
             raise
         if self.error:
             raise self.error
-        return self.outcome or run_batch(self.model, [call])[0]
+        return self.outcome or await answer(self.model, call)
 
     async def health(self) -> Health:
         return self.state

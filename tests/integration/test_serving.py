@@ -28,9 +28,7 @@ CONTEXT = "The river flows past the old mill."
 
 @pytest.fixture(scope="module")
 def t5_url(tiny_artifact_t5: Path) -> Iterator[str]:
-    config = ServingConfig(
-        artifact=str(tiny_artifact_t5), num_cpus=0.5, batch_wait_timeout_s=0.05, max_prompt_chars=2000
-    )
+    config = ServingConfig(artifact=str(tiny_artifact_t5), num_cpus=0.5, max_prompt_chars=2000)
     with serving(config) as url:
         yield url
 
@@ -75,7 +73,7 @@ def test_a_seed_gives_the_same_text_again(t5_url: str, t5: TextGenerator) -> Non
     [
         ("/answer", {"question": "x", "max_tokens": 3}, 422),
         ("/answer", {"question": "x", "num_beams": 2, "num_beam_groups": 3}, 400),
-        ("/generate", {"prompt": "x", "json_schema": {"type": "object"}}, 400),
+        ("/generate", {"prompt": "x", "json_schema": {"type": "no such type"}}, 400),
         ("/generate", {"prompt": "x" * 2001}, 413),
         ("/nothing", {}, 404),
     ],

@@ -49,23 +49,28 @@ def test_a_damaged_artifact_is_refused_before_anything_starts(tiny_artifact_t5: 
 
 @pytest.fixture
 def slow_model() -> ModelFactory:
-    """Takes 0.4 s per batch, or as many seconds as the prompt says; 'die' kills the replica."""
+    """Takes 0.4 s, or as many seconds as the prompt says; tells how many calls it held then. 'die' kills it."""
 
     def open_slow(config: ServingConfig) -> Any:
+        import asyncio
         import os
-        import time
 
-        from rayloom.serving.calls import Completion, ModelInfo
+        from rayloom.serving.calls import Call, Completion, ModelInfo
 
         class Slow:
             info = ModelInfo("slow", "t5", "question-answering")
+            held = 0
 
-            def complete(self, prompts: Any, parameters: Any) -> list[Completion]:
-                texts = [prompt.text for prompt in prompts]
-                if "die" in texts:
+            async def complete(self, call: Call) -> Completion:
+                text = call.prompt.text
+                if text == "die":
                     os._exit(1)
-                time.sleep(max(float(text) if text.isdigit() else 0.4 for text in texts))
-                return [Completion("slow", (str(len(texts)),), "stop", 1, 1) for _ in texts]
+                self.held += 1
+                try:
+                    await asyncio.sleep(float(text) if text.isdigit() else 0.4)
+                    return Completion("slow", (str(self.held),), "stop", 1, 1)
+                finally:
+                    self.held -= 1
 
         return Slow()
 
@@ -78,13 +83,12 @@ def test_overload_timeout_and_a_lost_replica(slow_model: ModelFactory) -> None:
         artifact="none",
         num_cpus=0.5,
         max_batch_size=4,
-        batch_wait_timeout_s=0.1,
         max_queued_requests=4,
         request_timeout_s=4.0,
         autoscaling=AutoscalingConfig(target_ongoing_requests=4),
     )
     with serving(config, open_model=slow_model) as url:
-        # Four calls fit into one batch.
+        # Four calls run beside each other.
         responses = post_all(url, "/generate", [{"prompt": "a"}] * 4)
         assert max(int(each.json()["text"]) for each in responses) > 1
 
@@ -98,7 +102,8 @@ def test_overload_timeout_and_a_lost_replica(slow_model: ModelFactory) -> None:
 
         late = httpx.post(f"{url}/generate", json={"prompt": "6"}, timeout=30.0)
         assert (late.status_code, late.json()["error"]["type"]) == (504, "timeout")
-        time.sleep(2.5)  # the batch is still being generated: it has no place left to stop at
+        # The late call was cancelled: it holds no place any more.
+        assert httpx.post(f"{url}/generate", json={"prompt": "a"}, timeout=30.0).json()["text"] == "1"
 
         lost = httpx.post(f"{url}/generate", json={"prompt": "die"}, timeout=30.0)
         assert (lost.status_code, lost.json()["error"]["type"]) == (503, "not_ready")

@@ -21,7 +21,11 @@ def test_all_stages_learn_the_same(job: str, tmp_path: Path) -> None:
     losses = {}
     for stage in (0, 1, 2, 3):
         events: list[object] = []
-        overrides = [f"output.storage_path={tmp_path}", f"output.run_name=zero{stage}", f"distributed.zero_stage={stage}"]
+        overrides = [
+            f"output.storage_path={tmp_path}",
+            f"output.run_name=zero{stage}",
+            f"distributed.zero_stage={stage}",
+        ]
         config = load_run_config(JOBS / f"{job}.yaml", overrides)
         outcome = run_training(config, sink=events.append, announce=lambda *_: None)
         losses[stage] = [event.metrics["loss"] for event in events if isinstance(event, EvalRecord)]

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 from fastapi import FastAPI
@@ -18,8 +16,8 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from rayloom.config import ServingConfig, validate
+from rayloom.serving.answering import answer
 from rayloom.serving.backend import ReplicaBackend
-from rayloom.serving.batching import run_batch
 from rayloom.serving.calls import Call, ModelInfo, Outcome, ServedModel
 from rayloom.serving.routes import Limits, create_app
 
@@ -61,21 +59,15 @@ def open_text_generator(config: ServingConfig) -> ServedModel:
 
 @serve.deployment(name="Model")
 class ModelReplica:
-    """One copy of the model. Calls that arrive together are generated together."""
+    """One copy of the model. Calls join and leave its batch at any step."""
 
     def __init__(self, config: ServingConfig, open_model: ModelFactory) -> None:
         logging.getLogger("rayloom").setLevel(logging.INFO)
         self._model = open_model(config)
-        # One thread: one batch at a time, while the replica still answers Serve's health checks.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generate")
-        self.complete.set_max_batch_size(config.max_batch_size)  # type: ignore[attr-defined]
-        self.complete.set_batch_wait_timeout_s(config.batch_wait_timeout_s)  # type: ignore[attr-defined]
 
-    @serve.batch
-    async def complete(self, calls: list[Call]) -> list[Outcome]:
-        """Outcomes of a batch. Serve gathers the calls, and leaves out those that were cancelled."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, run_batch, self._model, calls)
+    async def complete(self, call: Call) -> Outcome:
+        """The outcome of a call. Serve cancels it when nobody waits any longer, and that frees its place."""
+        return await answer(self._model, call)
 
     def describe(self) -> ModelInfo:
         """What is served."""
@@ -130,5 +122,5 @@ def _ingress_options(config: ServingConfig) -> dict[str, Any]:
 
 
 def _calls_per_replica(config: ServingConfig) -> int:
-    """One batch being generated and the next one gathering; never fewer than autoscaling aims at."""
+    """As many waiting in the engine as it runs at once; never fewer than autoscaling aims at."""
     return max(2 * config.max_batch_size, math.ceil(config.autoscaling.target_ongoing_requests))

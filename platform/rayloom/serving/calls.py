@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -117,15 +117,15 @@ class Health:
 
 
 class ServedModel(Protocol):
-    """A model that writes text for many prompts at once. Calls come from one thread, one at a time."""
+    """A model that writes text for many calls at once."""
 
     @property
     def info(self) -> ModelInfo:
         """What is served."""
         ...
 
-    def complete(self, prompts: Sequence[Prompt], parameters: Mapping[str, Any]) -> list[Completion]:
-        """Write for every prompt, with the same parameters for all, in their order.
+    async def complete(self, call: Call) -> Completion:
+        """Write for one call, beside all others that run. When cancelled, its place is free at once.
 
         Raises:
             UserError: A prompt or parameter that cannot be honoured.

@@ -8,11 +8,13 @@ import logging
 import math
 import re
 import shutil
+import signal
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import httpx
 import ray
@@ -34,7 +36,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def serve_artifact(
     config: ServingConfig, *, host: str = "127.0.0.1", port: int = 8000, say: Callable[[str], None]
 ) -> None:
-    """Serve until Ctrl-C.
+    """Serve until Ctrl-C or SIGTERM.
 
     Args:
         config: What to serve, and how.
@@ -51,6 +53,8 @@ def serve_artifact(
     say(f"Opening {config.artifact} …")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with serving(config, host=host, port=port) as url:
+        # As Ctrl-C, for those who cannot press it (systemd, containers). Ray has its own idea of it, hence here.
+        signal.signal(signal.SIGTERM, _interrupt)
         say(greeting(url, answers=_served_task(url) != "language-modeling"))
         with contextlib.suppress(KeyboardInterrupt):
             while True:
@@ -106,6 +110,10 @@ def greeting(url: str, *, answers: bool) -> str:
         f"  documentation  {url}/docs\n"
         f"  try            curl -s {url}{path} -H 'Content-Type: application/json' -d '{body}'"
     )
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _served_task(url: str) -> str | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
 from rayloom.config import ServingConfig
 from rayloom.data import PromptInput
 from rayloom.generation import GenerationOutput, TextGenerator
-from rayloom.serving.calls import Completion, ModelInfo, Prompt
+from rayloom.serving.calls import Call, Completion, ModelInfo
 
 
 class TextGeneratorModel:
@@ -17,12 +16,11 @@ class TextGeneratorModel:
 
     Args:
         generator: The opened model.
-        batch_size: Most prompts per forward pass.
-        max_time_s: Seconds after which a batch stops in any case: nobody waits for it any longer.
+        max_time_s: Seconds after which a call stops in any case: nobody waits for it any longer.
     """
 
-    def __init__(self, generator: TextGenerator, *, batch_size: int, max_time_s: float) -> None:
-        self._generator, self._batch_size, self._max_time_s = generator, batch_size, max_time_s
+    def __init__(self, generator: TextGenerator, *, max_time_s: float) -> None:
+        self._generator, self._max_time_s = generator, max_time_s
         template = generator.template
         self._info = ModelInfo(
             name=generator.name,
@@ -39,22 +37,27 @@ class TextGeneratorModel:
         Raises:
             UserError: The artifact or model cannot be opened, or a value in ``generation`` makes no sense.
         """
-        generator = TextGenerator(config.artifact, replay_golden=config.replay_golden)
+        generator = TextGenerator(
+            config.artifact,
+            precision=config.precision,
+            max_batch_size=config.max_batch_size,
+            cache_gib=config.cache_gib,
+            replay_golden=config.replay_golden,
+        )
         generator.defaults = generator.parameters(config.generation)
-        return cls(generator, batch_size=config.max_batch_size, max_time_s=config.request_timeout_s)
+        return cls(generator, max_time_s=config.request_timeout_s)
 
     @property
     def info(self) -> ModelInfo:
         """See `ServedModel`."""
         return self._info
 
-    def complete(self, prompts: Sequence[Prompt], parameters: Mapping[str, Any]) -> list[Completion]:
+    async def complete(self, call: Call) -> Completion:
         """See `ServedModel`."""
-        inputs = [PromptInput(text=prompt.text, context=prompt.context) for prompt in prompts]
-        wanted = self._generator.parameters(parameters).max_time
+        asked = PromptInput(text=call.prompt.text, context=call.prompt.context)
+        wanted = self._generator.parameters(call.parameters).max_time
         max_time = self._max_time_s if wanted is None else min(wanted, self._max_time_s)
-        outputs = self._generator.run(inputs, {**parameters, "max_time": max_time}, batch_size=self._batch_size)
-        return [self._completion(output) for output in outputs]
+        return self._completion(await self._generator.run_async(asked, {**call.parameters, "max_time": max_time}))
 
     def _completion(self, output: GenerationOutput) -> Completion:
         logprobs = tuple(

@@ -60,7 +60,7 @@ def test_several_texts_and_logprobs(client: TestClient) -> None:
 def test_the_replica_gets_exactly_what_the_request_names(client: TestClient, backend: FakeBackend) -> None:
     sent = {"num_beams": 2, "temperature": 0.7, "exponential_decay_length_penalty": [3, 1.5], "seed": None}
     client.post("/generate", json={"prompt": "hi", **sent})
-    assert backend.model.batches[-1][1] == {
+    assert backend.model.calls[-1].parameters == {
         "num_beams": 2,
         "temperature": 0.7,
         "exponential_decay_length_penalty": [3, 1.5],

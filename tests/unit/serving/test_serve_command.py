@@ -20,7 +20,7 @@ def test_help_of_the_command_comes_from_the_config(cli: Typer) -> None:
     assert shown.exit_code == 0
     for option in ("--host", "--port", "--max-batch-size", "--max-replicas", "--num-gpus"):
         assert option in shown.output
-    assert "Most requests that are generated together." in shown.output
+    assert "Most sequences (beams and answers counted one by one) that are generated together." in shown.output
 
 
 def test_wrong_options_are_config_errors(cli: Typer) -> None:
