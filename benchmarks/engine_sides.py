@@ -53,6 +53,7 @@ def smollm2_sides(options: dict[str, Any]) -> list[Contender]:
         Contender(f"{CT2}fp32", "ctranslate2", "fp32", batch=32, by_length=True),
         Contender(f"{CT2}int8", "ctranslate2", "int8", batch=32, by_length=True),
         Contender(f"{VLLM}bf16", "vllm", "bf16"),
+        Contender(f"{VLLM}bf16, eager", "vllm", "bf16", options={"eager": True}),
         Contender(f"{OPENVINO}fp32", "openvino", "fp32"),
         Contender(f"{OPENVINO}bf16", "openvino", "bf16"),
         Contender(f"{OPENVINO}int8", "openvino", "int8"),

@@ -10,9 +10,11 @@ All peers get token ids and give token ids. Lengths are forced: an end-of-sequen
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -84,6 +86,7 @@ def serve(open_peer: Callable[[Settings], Peer], *, libraries: Sequence[str]) ->
     """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    _die_with_parent()
     settings = Settings(**json.loads(sys.stdin.readline()))
     # As many cores as threads, the last ones: an engine's helper threads share them, whatever library they are of.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-settings.threads :])
@@ -121,7 +124,7 @@ def timed(peer: Peer, requests: Sequence[Request], *, batch: int | None, by_leng
         by_length: Let static batches hold prompts of like length instead.
 
     Returns:
-        What a reply line holds; a static batch's answers are there when its predecessors are done and itself is.
+        What a reply line holds; a static batch's answers are there when all of it is done.
     """
     order = list(range(len(requests)))
     if by_length:
@@ -130,8 +133,10 @@ def timed(peer: Peer, requests: Sequence[Request], *, batch: int | None, by_leng
     start = time.perf_counter()
     for places in _batches(order, batch):
         waited = time.perf_counter() - start
-        for place, answer in zip(places, peer.answer([requests[place] for place in places]), strict=True):
-            answers[place] = Answer(answer.tokens, waited + answer.seconds)
+        given = peer.answer([requests[place] for place in places])
+        done = time.perf_counter() - start
+        for place, answer in zip(places, given, strict=True):
+            answers[place] = Answer(answer.tokens, done if batch else waited + answer.seconds)
     seconds = time.perf_counter() - start
     rows = [asdict(answers[place]) for place in range(len(requests))]
     return {"seconds": seconds, "answers": rows, "stats": dict(getattr(peer, "stats", {}))}
@@ -146,6 +151,12 @@ def export_folder(settings: Settings, name: str, build: Callable[[str], None]) -
         build(partial)
         os.rename(partial, folder)
     return folder
+
+
+def _die_with_parent() -> None:
+    """A process that is stopped does not notice that its pipe has closed."""
+    pdeathsig = 1
+    ctypes.CDLL(None).prctl(pdeathsig, signal.SIGKILL)
 
 
 def run_tool(command: Sequence[str]) -> None:

