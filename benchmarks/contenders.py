@@ -243,6 +243,7 @@ class Process:
                 stderr=errors,
                 text=True,
                 env=os.environ | environment,
+                start_new_session=True,  # an engine that fails may signal all of its group
             )
 
     def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
