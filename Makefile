@@ -61,8 +61,8 @@ format: setup ## format the code and mend what can be mended
 docs: setup ## write the pages that are made from the code
 	@$(BIN)/python docs/make_config_page.py
 
-bench: setup ## run every benchmark
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+bench: setup ## run every benchmark but bench-engine, whose peers take gigabytes
+	@for script in $(filter-out %/bench_engine.py,$(wildcard benchmarks/bench_*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
 
 bench-peers: setup ## environments of the engine's peers, for bench-engine (several GB of downloads)
 	@$(BIN)/python benchmarks/peers/setup.py

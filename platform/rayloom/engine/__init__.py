@@ -3,7 +3,7 @@
 from rayloom.engine.engine import Engine
 from rayloom.engine.events import Done, Event, Failed, NewToken
 from rayloom.engine.opening import EngineOptions, open_engine
-from rayloom.engine.request import Constraint, EngineRequest, Hypothesis, Params, StopCheck, TokenScore
+from rayloom.engine.request import Constraint, EngineRequest, FinishReason, Hypothesis, Params, StopCheck, TokenScore
 from rayloom.engine.service import EngineService, Ticket
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "EngineService",
     "Event",
     "Failed",
+    "FinishReason",
     "Hypothesis",
     "NewToken",
     "Params",

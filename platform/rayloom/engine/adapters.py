@@ -139,17 +139,6 @@ class LoraBank:
             assert resident.users > 0, f"adapter '{name}' is released more often than it was acquired"
             resident.users -= 1
 
-    def can_acquire(self, name: str) -> bool:
-        """Whether `acquire` would find a place now.
-
-        Raises:
-            RequestError: Unknown.
-        """
-        with self._lock:
-            self._source(name)
-            full = len(self._residents) == self.max_adapters
-            return name in self._residents or not full or any(r.users == 0 for r in self._residents.values())
-
     def index(self, name: str) -> int:
         """Place of an adapter in the tables; good for as long as it is acquired.
 

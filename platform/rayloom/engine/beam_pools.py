@@ -83,18 +83,17 @@ class BeamPool:
         """Whether live beams are chosen by dynamic beam allocation. Sampled ones are not: their masks must do."""
         return self._num_required > 0 and not self._params.do_sample
 
-    def step(self, candidates: Seq[Candidate], *, out_of_time: bool = False) -> list[Beam]:
+    def step(self, candidates: Seq[Candidate]) -> list[Beam]:
         """Choose who goes on and who has finished.
 
         Args:
             candidates: Best first, or in the order in which they were drawn. With dynamic beam allocation: also each
                 beam's best token and all that it wants.
-            out_of_time: Whether everything ends with this token.
 
         Returns:
             Beams that got one more token in this step, live or finished.
         """
-        going_on, ended = self._parted(candidates, out_of_time)
+        going_on, ended = self._parted(candidates)
         if not going_on and not ended:  # masks, bans and stop rules together leave no way to go on
             if self.finished:
                 self._close()
@@ -119,9 +118,7 @@ class BeamPool:
             self._finish(beam, beam.score, reason)
         self._close()
 
-    def _parted(
-        self, candidates: Seq[Candidate], out_of_time: bool
-    ) -> tuple[list[Candidate], list[tuple[Candidate, FinishReason]]]:
+    def _parted(self, candidates: Seq[Candidate]) -> tuple[list[Candidate], list[tuple[Candidate, FinishReason]]]:
         """Candidates that go on, and those that end and are among the best `width`.
 
         The others that end are lost, as in transformers. Where words are required only candidates with all of them are
@@ -132,7 +129,7 @@ class BeamPool:
         rank = 0
         for item in candidates:
             complete = not self._num_required or self._num_met(item) == self._num_required
-            reason = self._reason(item, out_of_time)
+            reason = self._reason(item)
             if reason is None:
                 going_on.append(item)
             elif (complete or reason != "stop") and rank < self.width:
@@ -140,7 +137,7 @@ class BeamPool:
             rank += complete
         return going_on, ended
 
-    def _reason(self, item: Candidate, out_of_time: bool) -> FinishReason | None:
+    def _reason(self, item: Candidate) -> FinishReason | None:
         if item.token in self._eos_ids:
             return "stop"
         tokens = self.beams[item.beam].tokens
@@ -148,7 +145,7 @@ class BeamPool:
             return "stop"
         if self.num_steps + 1 >= self._params.max_new_tokens:
             return "length"
-        return "time" if out_of_time else None
+        return None
 
     def _selected(self, candidates: list[Candidate]) -> list[Candidate]:
         """The new live beams, best first."""

@@ -53,9 +53,6 @@ class Advance:
 class BeamSearch:
     """One request's beams. It starts with one row, the prompt's; after each step the live beams are its rows.
 
-    Attributes:
-        out_of_time: Set by the engine when `max_time` is over: everything ends with the next token, as in transformers.
-
     Raises:
         RequestError: Numbers of beams, groups and answers that do not fit together.
     """
@@ -64,7 +61,6 @@ class BeamSearch:
         params = request.params
         _check(params)
         self.params = params
-        self.out_of_time = False
         width = params.num_beams // params.num_beam_groups
         self.pools = [BeamPool(request, width) for _ in range(params.num_beam_groups)]
 
@@ -143,9 +139,7 @@ def _play(turns: Seq[_Turn], number: int, logits_RV: torch.Tensor, process: Proc
     scores_PV = torch.log_softmax(logits_RV if whole else logits_RV[rows_P], dim=-1)
     _penalise(scores_PV, turns, number)
     found = _candidates(process(scores_PV, rows_P), turns)
-    grown = [
-        turn.pool.step(items, out_of_time=turn.search.out_of_time) for turn, items in zip(turns, found, strict=True)
-    ]
+    grown = [turn.pool.step(items) for turn, items in zip(turns, found, strict=True)]
     _score(turns, grown, logits_RV)
 
 

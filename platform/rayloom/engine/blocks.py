@@ -57,11 +57,6 @@ class BlockPool:
         """Blocks that `allocate` can still give: unused and idle ones."""
         return len(self._unused) + len(self._idle)
 
-    @property
-    def num_cached(self) -> int:
-        """Idle blocks: free, but their content could still be shared."""
-        return len(self._idle)
-
     def refcount(self, block: int) -> int:
         """Holders of this block."""
         return self._refcounts[block]

@@ -5,15 +5,16 @@ Shape letters: T tokens (rows), I input features, O output features.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch.nn import functional
 
+from rayloom.config import WeightPrecision
 from rayloom.engine.kernels.library import native
 from rayloom.errors import ModelError
 
-Precision = Literal["fp32", "bf16", "int8"]
+Precision: TypeAlias = WeightPrecision
 """What weights are held in, and what products are made of."""
 
 _PANEL = 16  # output features that lie together: the kernels' unit
@@ -138,75 +139,62 @@ def _quantise_weights(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return weight_OI, scale_O
 
 
-class PackedInt8Linear:
-    """`TorchInt8Linear` in C++: the same bits."""
+class _PackedLinear:
+    """A product in C++, its weights in the kernels' own layout.
 
-    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+    Args:
+        function: The kernel's name.
+        weight_OI: int8 or bfloat16.
+        bias_O: Bias or None.
+        scale_O: What an output feature's sums are multiplied with, for kernels that take it.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        weight_OI: torch.Tensor,
+        bias_O: torch.Tensor | None,
+        scale_O: torch.Tensor | None = None,
+    ) -> None:
         self.out_features, self.in_features = weight_OI.shape
-        quantised_OI, scale_O = _quantise_weights(weight_OI)
-        self.panels = _panels(quantised_OI)
-        self.scale_O = _whole_panels(scale_O)
+        self.panels = _panels(weight_OI)
+        self.scale_O = None if scale_O is None else _whole_panels(scale_O)
         self.bias_O = None if bias_O is None else _whole_panels(bias_O.detach().float())
-        self._library = native()
+        self._function = getattr(native(), function)
+        # The tensors above stay where they are, so their places are looked up once.
+        scales = () if self.scale_O is None else (self.scale_O.data_ptr(),)
+        self._weights = (self.panels.data_ptr(), *scales, None if self.bias_O is None else self.bias_O.data_ptr())
+        self._padded = self.panels.shape[1] * self.panels.shape[3]
 
     @property
     def resident_bytes(self) -> int:
         """Memory of the weights and their scales."""
-        return self.panels.nbytes + self.scale_O.nbytes
+        return self.panels.nbytes + (0 if self.scale_O is None else self.scale_O.nbytes)
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
         """See `Linear`."""
-        assert self._library is not None
         assert x_TI.is_contiguous()
         assert x_TI.dtype is torch.float32
         num_rows = x_TI.shape[0]
         y_TO = torch.empty(num_rows, self.out_features)
-        self._library.linear_int8(
-            y_TO.data_ptr(),
-            x_TI.data_ptr(),
-            self.panels.data_ptr(),
-            self.scale_O.data_ptr(),
-            None if self.bias_O is None else self.bias_O.data_ptr(),
-            num_rows,
-            self.in_features,
-            self.panels.shape[1] * self.panels.shape[3],
-            self.out_features,
-        )
+        sizes = num_rows, self.in_features, self._padded, self.out_features
+        self._function(y_TO.data_ptr(), x_TI.data_ptr(), *self._weights, *sizes)
         return y_TO
 
 
-class PackedBfloatLinear:
+class PackedInt8Linear(_PackedLinear):
+    """`TorchInt8Linear` in C++: the same bits."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+        quantised_OI, scale_O = _quantise_weights(weight_OI)
+        super().__init__("linear_int8", quantised_OI, bias_O, scale_O)
+
+
+class PackedBfloatLinear(_PackedLinear):
     """`TorchBfloatLinear` in C++: equal but for the order of sums, which does not depend on the other rows."""
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
-        self.out_features, self.in_features = weight_OI.shape
-        self.panels = _panels(weight_OI.detach().bfloat16())
-        self.bias_O = None if bias_O is None else _whole_panels(bias_O.detach().float())
-        self._library = native()
-
-    @property
-    def resident_bytes(self) -> int:
-        """Memory of the weights."""
-        return self.panels.nbytes
-
-    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
-        """See `Linear`."""
-        assert self._library is not None
-        assert x_TI.is_contiguous()
-        assert x_TI.dtype is torch.float32
-        num_rows = x_TI.shape[0]
-        y_TO = torch.empty(num_rows, self.out_features)
-        self._library.linear_bf16(
-            y_TO.data_ptr(),
-            x_TI.data_ptr(),
-            self.panels.data_ptr(),
-            None if self.bias_O is None else self.bias_O.data_ptr(),
-            num_rows,
-            self.in_features,
-            self.panels.shape[1] * self.panels.shape[3],
-            self.out_features,
-        )
-        return y_TO
+        super().__init__("linear_bf16", weight_OI.detach().bfloat16(), bias_O)
 
 
 def _panels(weight_OI: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,7 @@ class EngineOptions:
             free memory (on CPUs 2 GiB), where not given.
         max_adapters: Adapters in memory at once.
         max_rank: Highest LoRA rank.
+        debug: Check the scheduler's invariants after every step: slow, for tests.
     """
 
     precision: Precision = "fp32"
@@ -46,6 +47,7 @@ class EngineOptions:
     cache_bytes: int | None = None
     max_adapters: int = 32
     max_rank: int = 128
+    debug: bool = False
 
 
 def open_engine(model: PreTrainedModel, options: EngineOptions) -> Engine:
@@ -69,7 +71,7 @@ def open_engine(model: PreTrainedModel, options: EngineOptions) -> Engine:
         max_sequences=options.max_sequences,
         max_step_tokens=max(options.max_step_tokens, options.max_sequences),
     )
-    return Engine(runner, limits)
+    return Engine(runner, limits, debug=options.debug)
 
 
 def _num_blocks(runner: Runner, options: EngineOptions) -> int:

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-FinishReason = Literal["stop", "length", "time", "cancelled"]
+FinishReason = Literal["stop", "length", "time"]
 
 
 @dataclass(frozen=True, kw_only=True)

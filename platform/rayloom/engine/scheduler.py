@@ -56,6 +56,9 @@ class Scheduler:
     Args:
         limits: What fits.
         prefix_cache: Whether full blocks (of causal models) and encoder prompts are kept for requests with equal heads.
+
+    Attributes:
+        num_preempted: How often a group had to make room.
     """
 
     def __init__(self, limits: Limits, *, prefix_cache: bool = True) -> None:
@@ -64,6 +67,7 @@ class Scheduler:
         self._tickets: dict[int, Ticket] = {}
         self._waiting = WaitingQueue()
         self._running: list[Ticket] = []
+        self.num_preempted = 0
 
     @property
     def num_waiting(self) -> int:
@@ -211,6 +215,7 @@ class Scheduler:
             victim.group.status = Status.WAITING
             self._waiting.push(victim.account, victim.group)
             step.preempted.append(victim.group)
+            self.num_preempted += 1
             if victim is ticket:
                 return False
         return True

@@ -7,7 +7,6 @@ from rayloom.generation.parameters import parse_parameters
 from rayloom.generation.text_generator import TextGenerator
 from rayloom.generation.transformers_generator import TransformersGenerator
 from rayloom.generation.types import (
-    FinishReason,
     GeneratedSequence,
     GenerationOutput,
     GenerationRequest,
@@ -16,7 +15,6 @@ from rayloom.generation.types import (
 )
 
 __all__ = [
-    "FinishReason",
     "GeneratedSequence",
     "GenerationOutput",
     "GenerationRequest",

@@ -118,7 +118,6 @@ class EngineGenerator:
         return GenerationOutput(list(request.prompt_ids), sequences)
 
     def _sequence(self, request: GenerationRequest, asked: EngineRequest, hypothesis: Hypothesis) -> GeneratedSequence:
-        assert hypothesis.reason != "cancelled"
         token_ids = [*request.prefix_ids, *hypothesis.tokens]
         text = decode(self.resolver.tokenizer, token_ids)
         if asked.stop is not None and asked.stop([*asked.start_ids, *hypothesis.tokens]):

@@ -13,11 +13,11 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.stopping_criteria import StopStringCriteria
 
+from rayloom.engine import FinishReason
 from rayloom.errors import RequestError
 from rayloom.generation.forbidden import decode
 from rayloom.generation.parameters import eos_ids
 from rayloom.generation.types import (
-    FinishReason,
     GeneratedSequence,
     GenerationOutput,
     GenerationRequest,

@@ -2,88 +2,13 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import torch
-from transformers import PreTrainedTokenizerBase, StoppingCriteria
+from transformers import PreTrainedTokenizerBase
 
 from rayloom.generation.forbidden import decode
-from rayloom.generation.types import GenerationRequest
 
 _UNKNOWN = "\ufffd"
-
-
-class Cancelled(Exception):  # noqa: N818 - an event, not an error
-    """The reader of a stream has gone away."""
-
-
-class TokenQueue:
-    """Between the thread that generates and the one that reads: token ids, then text or an error."""
-
-    def __init__(self) -> None:
-        self._items: queue.SimpleQueue[int | str | BaseException] = queue.SimpleQueue()
-        self._cancelled = threading.Event()
-
-    def watch(self, start: int, ends: Sequence[int]) -> StoppingCriteria:
-        """A criterion that never stops, but sees every token after the first ``start`` ones, except ends."""
-        return _Watcher(self, start, frozenset(ends))
-
-    def put(self, token: int) -> None:
-        """Hand one token over.
-
-        Raises:
-            Cancelled: Nobody reads any more.
-        """
-        if self._cancelled.is_set():
-            raise Cancelled
-        self._items.put(token)
-
-    def finish(self, text: str) -> None:
-        """Nothing more will come; the whole answer is ``text``."""
-        self._items.put(text)
-
-    def fail(self, error: BaseException) -> None:
-        """The generation broke off."""
-        self._items.put(error)
-
-    def cancel(self) -> None:
-        """Stop the generation at its next token."""
-        self._cancelled.set()
-
-    def get(self) -> int | str:
-        """A token, or the final text.
-
-        Raises:
-            BaseException: Whatever broke the generation off.
-        """
-        item = self._items.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-
-def text_pieces(
-    tokens: TokenQueue,
-    tokenizer: PreTrainedTokenizerBase,
-    request: GenerationRequest,
-    stop_strings: Sequence[str],
-) -> Iterator[str]:
-    """Turn tokens into pieces of text whose concatenation is the final text.
-
-    Args:
-        tokens: Where they come from.
-        tokenizer: The model's tokenizer.
-        request: For its forced prefix, which is part of the text.
-        stop_strings: Text that may be the start of one of these is held back.
-    """
-    pieces = Pieces(tokenizer, request.prefix_ids, stop_strings)
-    while isinstance(item := tokens.get(), int):
-        if piece := pieces.add(item):
-            yield piece
-    if piece := pieces.finish(item):
-        yield piece
 
 
 class Pieces:
@@ -133,17 +58,3 @@ def settled(text: str, stop_strings: Sequence[str]) -> str:
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of the text that starts the stop string."""
     return next((size for size in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:size])), 0)
-
-
-class _Watcher(StoppingCriteria):  # type: ignore[misc]
-    def __init__(self, tokens: TokenQueue, start: int, ends: frozenset[int]) -> None:
-        self._tokens, self._seen, self._ends = tokens, start, ends
-
-    def __call__(self, input_ids: torch.LongTensor, scores: object, **kwargs: object) -> torch.Tensor:
-        del scores, kwargs
-        new = input_ids[0, self._seen :].tolist()
-        self._seen = input_ids.shape[1]
-        for token in new:
-            if token not in self._ends:
-                self._tokens.put(token)
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

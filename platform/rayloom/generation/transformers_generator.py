@@ -1,4 +1,4 @@
-"""`Generator` over ``transformers.generate``, in batches. The oracle that a faster engine is tested against.
+"""`Generator` over ``transformers.generate``, in batches: the engine's oracle, and the writer in training.
 
 Shape letters: B rows of a batch, T tokens, R answers (rows x num_return_sequences), V vocabulary.
 """
@@ -14,14 +14,13 @@ from typing import Any
 import torch
 import torch.distributed
 import transformers
-from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from rayloom.errors import RequestError
 from rayloom.generation.finishing import finish_sequences, stop_criterion
 from rayloom.generation.forbidden import ForbiddenWords
-from rayloom.generation.parameters import eos_ids, refuse_unsupported, to_transformers
+from rayloom.generation.parameters import refuse_unsupported, to_transformers
 from rayloom.generation.planning import DEFAULT_NEW_TOKENS, Batch, Window, plan_batches, request_lengths
-from rayloom.generation.streaming import Cancelled, TokenQueue, text_pieces
 from rayloom.generation.types import GenerationOutput, GenerationRequest
 
 
@@ -75,42 +74,6 @@ class TransformersGenerator:
             self._keep_company(len(batches))
         return [outputs[row] for row in range(len(requests))]
 
-    def stream(self, request: GenerationRequest) -> Iterator[str]:
-        """Pieces of text as they are written; together they are what `generate` gives for the request.
-
-        Abandoning the iterator stops the generation.
-
-        Raises:
-            RequestError: As `generate`; and for beams, several answers or logprobs, which cannot be streamed.
-        """
-        self._check(request)
-        config = request.config
-        for name, problem in (("num_beams", config.num_beams > 1), ("logprobs", config.logprobs is not None),
-                              ("num_return_sequences", config.num_return_sequences > 1)):  # fmt: skip
-            if problem:
-                raise RequestError(f"{name} cannot be streamed: leave it out, or do not stream")
-        batch = Batch((0,), request_lengths(request, self.window))
-        return self._stream(request, batch)
-
-    def _stream(self, request: GenerationRequest, batch: Batch) -> Iterator[str]:
-        tokens = TokenQueue()
-        worker = threading.Thread(target=self._write_into, args=(tokens, request, batch), daemon=True)
-        worker.start()
-        try:
-            yield from text_pieces(tokens, self.tokenizer, request, request.config.stop_strings or [])
-        finally:
-            tokens.cancel()
-            worker.join()
-
-    def _write_into(self, tokens: TokenQueue, request: GenerationRequest, batch: Batch) -> None:
-        try:
-            (output,) = self._run([request], batch, tokens)
-            tokens.finish(output.sequences[0].text)
-        except Cancelled:
-            tokens.finish("")
-        except BaseException as error:  # handed to the reader, who raises it
-            tokens.fail(error)
-
     def _check(self, request: GenerationRequest) -> None:
         refuse_unsupported(request.config)
         if not request.prompt_ids and not (request.prefix_ids and not self.seq2seq):
@@ -118,9 +81,7 @@ class TransformersGenerator:
         if request.config.stop_strings:
             stop_criterion(self.tokenizer, tuple(request.config.stop_strings))
 
-    def _run(
-        self, requests: Sequence[GenerationRequest], batch: Batch, tokens: TokenQueue | None = None
-    ) -> list[GenerationOutput]:
+    def _run(self, requests: Sequence[GenerationRequest], batch: Batch) -> list[GenerationOutput]:
         config = requests[0].config
         with (
             self._lock,
@@ -133,7 +94,7 @@ class TransformersGenerator:
             with torch.inference_mode() if not self._synced_gpus else torch.no_grad():
                 result = self.model.generate(  # type: ignore[operator]
                     **inputs,
-                    **self._extras(requests, settings, start, tokens),
+                    **self._extras(requests, start),
                     generation_config=settings,
                     synced_gpus=self._synced_gpus,
                 )
@@ -143,13 +104,7 @@ class TransformersGenerator:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _extras(
-        self,
-        requests: Sequence[GenerationRequest],
-        settings: transformers.GenerationConfig,
-        start: int,
-        tokens: TokenQueue | None,
-    ) -> dict[str, Any]:
+    def _extras(self, requests: Sequence[GenerationRequest], start: int) -> dict[str, Any]:
         config = requests[0].config
         extras: dict[str, Any] = {}
         if config.stop_strings:
@@ -158,8 +113,6 @@ class TransformersGenerator:
             answer = start - min(len(request.prefix_ids) for request in requests)
             words = ForbiddenWords(config.forbidden_words, self.tokenizer, answer)
             extras["logits_processor"] = LogitsProcessorList([words])
-        if tokens is not None:
-            extras["stopping_criteria"] = StoppingCriteriaList([tokens.watch(start, eos_ids(settings.eos_token_id))])
         return extras
 
     def _inputs(

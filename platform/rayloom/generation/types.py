@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from rayloom.config import GenerationConfig
-
-FinishReason = Literal["stop", "length", "time"]
+from rayloom.engine import FinishReason
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,4 @@ class Generator(Protocol):
 
     def generate(self, requests: Sequence[GenerationRequest], *, batch_size: int) -> list[GenerationOutput]:
         """Answer all requests, in their order."""
-        ...
-
-    def stream(self, request: GenerationRequest) -> Iterator[str]:
-        """Pieces of text that concatenate to the text that ``generate`` gives for the request."""
         ...

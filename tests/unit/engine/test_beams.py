@@ -168,22 +168,6 @@ def two_beams(**settings: Any) -> EngineRequest:
     return EngineRequest(start_ids=(1, 2), params=Params(**{"max_new_tokens": 9, "num_beams": 2, **settings}))
 
 
-def test_time_that_is_over_ends_everything_with_the_next_token() -> None:
-    table = Table(20, seed=1)
-    search = BeamSearch(two_beams(num_return_sequences=2))
-    rows = [[[1, 2]]]
-    drive = Drive(table)
-    drive.step([0], [search], rows)
-    drive.step([0], [search], rows)
-    search.out_of_time = True
-    drive.step([0], [search], rows)
-    short = Drive(table).run([two_beams(num_return_sequences=2, max_new_tokens=3)])[0]
-    assert search.done
-    assert [(item.tokens, item.score, item.reason) for item in search.hypotheses()] == [
-        (item.tokens, item.score, "time") for item in short
-    ]
-
-
 def test_giving_up_answers_with_live_beams() -> None:
     search = BeamSearch(two_beams(num_return_sequences=2))
     rows = [[[1, 2]]]

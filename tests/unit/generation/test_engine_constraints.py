@@ -95,6 +95,7 @@ def test_required_words_always_appear_and_forbidden_ones_never(engine: EngineGen
 def test_diverse_beams_differ_more_than_plain_ones(engine: EngineGenerator) -> None:
     shape = {"num_beams": 6, "num_return_sequences": 6, "max_new_tokens": 8}
     plain, diverse = ask(engine, [shape, {**shape, "num_beam_groups": 3, "diversity_penalty": 5.0}])
+    assert set(diverse) != set(plain)
     assert len({text[:3] for text in diverse}) >= len({text[:3] for text in plain})
     assert len(diverse) == 6
 

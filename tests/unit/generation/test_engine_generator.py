@@ -28,7 +28,7 @@ WORDS = " ".join(TEXTS[:3]).split()
 
 @pytest.fixture(scope="module", params=["gpt2", "t5"])
 def engine(request: pytest.FixtureRequest) -> EngineGenerator:
-    return make_engine_generator(make_generator(request.param), EngineOptions(max_sequences=8))
+    return make_engine_generator(make_generator(request.param), EngineOptions(max_sequences=8, debug=True))
 
 
 def request_of(engine: EngineGenerator, text: str, **parameters: Any) -> GenerationRequest:
@@ -58,6 +58,14 @@ def test_streamed_pieces_are_the_generated_text(engine: EngineGenerator, paramet
         request = request_of(engine, word, max_new_tokens=24, **parameters)
         (output,) = engine.generate([request], batch_size=1)
         assert "".join(engine.stream(request)) == output.text
+
+
+def test_a_streamed_multibyte_character_comes_whole(engine: EngineGenerator) -> None:
+    tokenizer = engine.resolver.tokenizer
+    prefix = tokenizer.encode("日本語 😀 naïve")
+    request = GenerationRequest(tokenizer.encode("The"), GenerationConfig(max_new_tokens=8), prefix)
+    for piece in list(engine.stream(request))[:-1]:
+        assert not piece.endswith("\ufffd")
 
 
 def test_an_abandoned_stream_frees_its_place(engine: EngineGenerator) -> None:
@@ -167,7 +175,7 @@ def test_a_failure_reaches_its_requests_and_nobody_later(engine: EngineGenerator
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "llama", "t5"])
 def test_adapters_and_the_base_share_a_batch(family: str, tmp_path: Path) -> None:
     base = make_generator(family)
-    engine = make_engine_generator(make_generator(family), EngineOptions(max_sequences=6, max_adapters=2))
+    engine = make_engine_generator(make_generator(family), EngineOptions(max_sequences=6, max_adapters=2, debug=True))
     draw = random.Random(3)
     requests = [request_of(engine, " ".join(draw.choices(WORDS, k=3)), max_new_tokens=10, num_beams=draw.choice([1, 2]))
                 for _ in range(6)]  # fmt: skip
@@ -191,5 +199,9 @@ def test_adapters_and_the_base_share_a_batch(family: str, tmp_path: Path) -> Non
     found = asyncio.run(all_at_once())
     for ours, theirs in zip(found, [each for outputs in expected.values() for each in outputs], strict=True):
         assert [each.token_ids for each in ours.sequences] == [each.token_ids for each in theirs.sequences]
-    with pytest.raises(RequestError, match="three"):
-        EngineGenerator(engine.service, engine.resolver, Addressing(adapter="three")).generate(requests, batch_size=1)
+    wait_for(lambda: not core(engine).has_work)
+    core(engine).evict_adapter("two")
+    for unknown in ("two", "three"):
+        gone = EngineGenerator(engine.service, engine.resolver, Addressing(adapter=unknown))
+        with pytest.raises(RequestError, match=unknown):
+            gone.generate(requests, batch_size=1)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import functools
 import re
-import threading
 import warnings
 
 import pytest
@@ -221,7 +220,6 @@ def test_eos_token_id_of_the_request_ends_the_answer(generator) -> None:
     (output,) = generator.generate([ended], batch_size=1)
     assert output.sequences[0].token_ids == ids[: ids.index(ids[3])]
     assert output.sequences[0].finish_reason == "stop"
-    assert "".join(generator.stream(ended)) == output.text
 
 
 def test_stop_strings_cut_the_text_and_stop_each_row_by_itself(generator) -> None:
@@ -241,7 +239,6 @@ def test_a_stop_string_that_begins_in_the_prompt_counts_as_in_transformers(causa
     config = request.config.merged(stop_strings=[stop])
     (output,) = causal.generate([GenerationRequest(request.prompt_ids, config)], batch_size=1)
     assert (output.text, output.sequences[0].finish_reason) == ("", "stop")
-    assert "".join(causal.stream(GenerationRequest(request.prompt_ids, config))) == ""
 
 
 def test_prefix_starts_the_answer_and_is_not_counted(generator) -> None:
@@ -302,51 +299,6 @@ def test_beam_logprobs_add_up_to_the_score(generator) -> None:
     assert sum(entry.logprob for entry in sequence.logprobs) == pytest.approx(sequence.score, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {},
-        {"do_sample": True, "seed": 5, "temperature": 2.0},
-        {"stop_strings": ["e", "at", "s"]},
-        {"prefix": "naïve 日本"},
-        {"max_new_tokens": 1},
-        {"do_sample": True, "seed": 11, "top_p": 0.95},
-    ],
-    ids=str,
-)
-def test_streamed_pieces_are_the_generated_text(generator, params) -> None:
-    for request in requests_for(generator, **({"max_new_tokens": 24} | params))[:2]:
-        pieces = list(generator.stream(request))
-        assert "".join(pieces) == generator.generate([request], batch_size=1)[0].text
-        assert all(pieces)
-
-
-def test_a_streamed_multibyte_character_comes_whole(causal) -> None:
-    tokenizer = causal.tokenizer
-    request = GenerationRequest(
-        tokenizer.encode("The"), GenerationConfig(max_new_tokens=1), tokenizer.encode("日本語 😀 naïve")
-    )
-    assert not any(piece == "\ufffd" for piece in list(causal.stream(request))[:-1])
-
-
-def test_an_abandoned_stream_stops_the_generation_and_frees_the_model(causal) -> None:
-    request = requests_for(causal, max_new_tokens=80, min_new_tokens=80)[0]
-    threads = threading.active_count()
-    stream = causal.stream(request)
-    next(stream)
-    stream.close()
-    assert threading.active_count() == threads
-    assert causal.generate([requests_for(causal)[0]], batch_size=1)
-
-
-def test_generating_while_a_stream_is_open_does_not_hang(causal) -> None:
-    request = requests_for(causal)[0]
-    stream = causal.stream(request)
-    first = next(stream)
-    (output,) = causal.generate([request], batch_size=1)
-    assert first + "".join(stream) == output.text
-
-
 def test_max_time_ends_with_what_there_is(causal) -> None:
     request = requests_for(causal, max_new_tokens=85, min_new_tokens=85, max_time=0.000001)[0]
     (sequence,) = causal.generate([request], batch_size=1)[0].sequences
@@ -370,12 +322,6 @@ def test_max_time_ends_with_what_there_is(causal) -> None:
 def test_what_cannot_be_honoured_is_refused_by_name(generator, params, named) -> None:
     with pytest.raises(RequestError, match=named):
         generator.generate(requests_for(generator, **params), batch_size=2)
-
-
-@pytest.mark.parametrize("params", [{"num_beams": 2}, {"logprobs": 1}, {"do_sample": True, "num_return_sequences": 2}])
-def test_what_cannot_be_streamed_is_refused_at_once(causal, params) -> None:
-    with pytest.raises(RequestError, match="cannot be streamed"):
-        causal.stream(requests_for(causal, **params)[0])
 
 
 def test_positions_bound_prompt_and_answer(causal) -> None:

@@ -7,6 +7,8 @@ Shape letters: T tokens of the step, I features, H heads, D head size, R rotated
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional
 
@@ -98,13 +100,17 @@ def rope_torch(x_THD: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) 
 
 def silu_mul(gate_up_TI: torch.Tensor) -> torch.Tensor:
     """SiLU of the first half of the features, times the second half: ``(T, 2 I)`` contiguous to a new ``(T, I)``."""
+    return _gated("silu_mul", silu_mul_torch, gate_up_TI)
+
+
+def _gated(function: str, plain: Callable[[torch.Tensor], torch.Tensor], gate_up_TI: torch.Tensor) -> torch.Tensor:
     library = native()
     if library is None or not gate_up_TI.is_cpu:
-        return silu_mul_torch(gate_up_TI)
+        return plain(gate_up_TI)
     assert gate_up_TI.is_contiguous()
     num_rows, width = gate_up_TI.shape[0], gate_up_TI.shape[1] // 2
     out_TI = torch.empty(num_rows, width)
-    library.silu_mul(out_TI.data_ptr(), gate_up_TI.data_ptr(), num_rows, width)
+    getattr(library, function)(out_TI.data_ptr(), gate_up_TI.data_ptr(), num_rows, width)
     return out_TI
 
 
@@ -116,14 +122,7 @@ def silu_mul_torch(gate_up_TI: torch.Tensor) -> torch.Tensor:
 
 def gelu_new_mul(gate_up_TI: torch.Tensor) -> torch.Tensor:
     """GELU (tanh form) of the first half of the features, times the second half: gated T5."""
-    library = native()
-    if library is None or not gate_up_TI.is_cpu:
-        return gelu_new_mul_torch(gate_up_TI)
-    assert gate_up_TI.is_contiguous()
-    num_rows, width = gate_up_TI.shape[0], gate_up_TI.shape[1] // 2
-    out_TI = torch.empty(num_rows, width)
-    library.gelu_new_mul(out_TI.data_ptr(), gate_up_TI.data_ptr(), num_rows, width)
-    return out_TI
+    return _gated("gelu_new_mul", gelu_new_mul_torch, gate_up_TI)
 
 
 def gelu_new_mul_torch(gate_up_TI: torch.Tensor) -> torch.Tensor:

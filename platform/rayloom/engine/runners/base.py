@@ -49,6 +49,11 @@ class Runner(Protocol):
         ...
 
 
+def cache_dtype(precision: Precision) -> torch.dtype:
+    """What keys and values are held in."""
+    return torch.float32 if precision == "fp32" else torch.bfloat16
+
+
 @dataclass(frozen=True)
 class RowAdapters:
     """Which adapter each row of a step has.

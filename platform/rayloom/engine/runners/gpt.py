@@ -18,7 +18,7 @@ from rayloom.engine.batch import StepBatch
 from rayloom.engine.cache import CacheShape, PagedCache
 from rayloom.engine.linear import Precision
 from rayloom.engine.runners.activations import plain
-from rayloom.engine.runners.base import Projection, RowAdapters, logit_rows, row_adapters
+from rayloom.engine.runners.base import Projection, RowAdapters, cache_dtype, logit_rows, row_adapters
 from rayloom.engine.runners.weights import embeddings, parameter, project, project_head
 
 _HEADS = {"gpt2": "GPT2LMHeadModel", "gpt_neo": "GPTNeoForCausalLM"}
@@ -78,8 +78,7 @@ class GptRunner:
         self._norm = _norm(model, "transformer.ln_f")
         self._head = project_head(model, precision)
         self.vocab_size = self._head.linear.out_features
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        shape = CacheShape(len(self._layers), self._num_heads, self._dim, dtype)
+        shape = CacheShape(len(self._layers), self._num_heads, self._dim, cache_dtype(precision))
         self.cache = PagedCache(shape, num_blocks, self.device)
 
     @property

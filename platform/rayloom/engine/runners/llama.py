@@ -23,7 +23,7 @@ from rayloom.engine.batch import StepBatch
 from rayloom.engine.cache import CacheShape, PagedCache
 from rayloom.engine.linear import Precision
 from rayloom.engine.runners.activations import gated
-from rayloom.engine.runners.base import Projection, RowAdapters, logit_rows, row_adapters
+from rayloom.engine.runners.base import Projection, RowAdapters, cache_dtype, logit_rows, row_adapters
 from rayloom.engine.runners.weights import embeddings, parameter, project, project_head
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
@@ -90,8 +90,7 @@ class LlamaRunner:
         self._norm_I = parameter(model, "model.norm.weight")
         self._head = project_head(model, precision)
         self.vocab_size = self._head.linear.out_features
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        shape = CacheShape(len(self._layers), self._num_kv_heads, self._dim, dtype)
+        shape = CacheShape(len(self._layers), self._num_kv_heads, self._dim, cache_dtype(precision))
         self.cache = PagedCache(shape, num_blocks, self.device)
 
     @property

@@ -21,7 +21,7 @@ from rayloom.engine.attention import paged_attention, write_kv
 from rayloom.engine.batch import EncodeBatch, StepBatch
 from rayloom.engine.cache import CacheShape, PagedCache
 from rayloom.engine.linear import Precision
-from rayloom.engine.runners.base import Projection, RowAdapters, logit_rows, row_adapters
+from rayloom.engine.runners.base import Projection, RowAdapters, cache_dtype, logit_rows, row_adapters
 from rayloom.engine.runners.relative import causal_bias
 from rayloom.engine.runners.t5_layers import FeedForward, T5Encoder, bucket_biases
 from rayloom.engine.runners.weights import embeddings, parameter, project, project_head
@@ -75,8 +75,7 @@ class T5Runner:
         self._scale = config.d_model**-0.5 if _scales_output(config) else 1.0
         self._head = project_head(model, precision)
         self.vocab_size = self._head.linear.out_features
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        shape = CacheShape(len(self._layers), self._num_heads, self._dim, dtype)
+        shape = CacheShape(len(self._layers), self._num_heads, self._dim, cache_dtype(precision))
         self.cache = PagedCache(shape, num_blocks, self.device)
 
     @property
