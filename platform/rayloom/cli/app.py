@@ -16,6 +16,7 @@ from rayloom.cli.doctor import doctor
 from rayloom.cli.evaluate import evaluate
 from rayloom.cli.generate import generate
 from rayloom.cli.init import init
+from rayloom.cli.merge import merge
 from rayloom.cli.serve import serve
 from rayloom.cli.submit import submit
 from rayloom.cli.train import train
@@ -36,6 +37,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(generate)
 app.command()(serve)
+app.command()(merge)
 app.command()(submit)
 app.command()(demo)
 app.add_typer(config_app, name="config")

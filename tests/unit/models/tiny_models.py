@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from rayloom.config import ModelConfig
-from rayloom.models import LoadedModel, ModelSource, load_model, resolve_source
+from rayloom.artifacts import BaseModelRef, GoldenCase, Limits, Manifest, publish
+from rayloom.config import LoraConfig, ModelConfig
+from rayloom.data import PromptTemplate
+from rayloom.models import (
+    LoadedModel,
+    ModelSource,
+    attach_lora,
+    copy_base,
+    load_model,
+    resolve_source,
+    save_model,
+)
 
 FAMILIES = ("t5", "gpt2", "gpt_neo", "llama")
 TEXTS = ["Who was Jane Austen? An English novelist.", "Where is Paris? In France, a naïve café says."] * 20
@@ -32,3 +43,43 @@ def logits(model: Any, loaded: LoadedModel) -> torch.Tensor:
     with torch.no_grad():
         result: torch.Tensor = model.eval()(input_ids=ids_BT, **more).logits
     return result
+
+
+def template(family: str) -> PromptTemplate:
+    return PromptTemplate(task="question-answering", seq2seq=family == "t5")
+
+
+def trained_adapter(family: str, lora: LoraConfig) -> Any:
+    """An adapter whose every weight is random, as training leaves it."""
+    loaded = tiny_model(family)
+    adapted = attach_lora(loaded.model, lora, loaded.family)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return adapted.eval()
+
+
+def publish_adapter(family: str, folder: Path, golden: list[GoldenCase] | None = None) -> str:
+    """An artifact of `trained_adapter`, rank 4, that carries its base."""
+    adapted, loaded = trained_adapter(family, LoraConfig(r=4)), tiny_model(family)
+    build = folder / "build"
+    save_model(adapted, loaded.tokenizer, build / "adapter")
+    copy_base(tiny_source(family), build / "base")
+    (build / "config.yaml").write_text("model: {name: tiny}\n")
+    manifest = Manifest(
+        name="tiny",
+        kind="adapter",
+        family=loaded.family.name,
+        seq2seq=loaded.family.seq2seq,
+        base=BaseModelRef(name="base"),
+        template=template(family).model_dump(),
+        limits=Limits(max_input_length=32, max_target_length=8),
+        golden=golden or [],
+        data_hash="",
+        config_hash="",
+        code_version="0",
+        created="2026-01-01T00:00:00+00:00",
+    )
+    return publish(build, str(folder / "artifact"), manifest)
