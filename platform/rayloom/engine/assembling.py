@@ -6,6 +6,7 @@ Shape letters: see `batch`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -37,41 +38,43 @@ def assemble(plan: Plan, adapter_index: Callable[[str | None], int], device: tor
         adapters += [adapter_index(span.group.request.adapter)] * span.length
         if span.wants_logits:
             logit_rows.append(len(tokens) - 1)
-    starts_S = torch.tensor(starts, dtype=torch.int32, device=device)
     return StepBatch(
         tokens_T=torch.tensor(tokens, device=device),
         positions_T=torch.tensor(positions, device=device),
         slots_T=torch.tensor(slots, device=device),
-        view=_self_view(plan.spans, starts_S),
+        view=_self_view(plan.spans, starts, device),
         logit_rows_R=torch.tensor(logit_rows, dtype=torch.int64, device=device),
         adapters_T=torch.tensor(adapters, device=device) if any(index >= 0 for index in adapters) else None,
         encode=_encode(plan.encode, adapter_index, device) if plan.encode else None,
-        cross_view=_cross_view(plan.spans, starts_S) if plan.spans and plan.spans[0].group.cross_blocks else None,
+        cross_view=_cross_view(plan.spans, starts, device) if plan.spans and plan.spans[0].group.cross_blocks else None,
     )
 
 
-def _self_view(spans: Sequence[Span], starts_S: torch.Tensor) -> AttentionView:
+def _self_view(spans: Sequence[Span], starts: list[int], device: torch.device) -> AttentionView:
     lengths = [span.start + span.length for span in spans]
     tables = [span.sequence.blocks[: -(-length // BLOCK)] for span, length in zip(spans, lengths, strict=True)]
-    return _view(tables, lengths, spans, starts_S)
+    return _view(tables, lengths, starts, device)
 
 
-def _cross_view(spans: Sequence[Span], starts_S: torch.Tensor) -> AttentionView:
-    lengths = [len(span.group.request.encoder_ids) for span in spans]
-    return _view([span.group.cross_blocks for span in spans], lengths, spans, starts_S)
+def _cross_view(spans: Sequence[Span], starts: list[int], device: torch.device) -> AttentionView:
+    """One row for all tokens of a group: nothing is masked, so its beams read their prompt's keys together."""
+    firsts = [place for place, span in enumerate(spans) if not place or span.group is not spans[place - 1].group]
+    groups = [spans[place].group for place in firsts]
+    lengths = [len(group.request.encoder_ids) for group in groups]
+    group_starts = [starts[place] for place in (*firsts, len(spans))]
+    return _view([group.cross_blocks for group in groups], lengths, group_starts, device)
 
 
 def _view(
-    tables: Sequence[Sequence[int]], lengths: list[int], spans: Sequence[Span], starts_S: torch.Tensor
+    tables: Sequence[Sequence[int]], lengths: list[int], starts: list[int], device: torch.device
 ) -> AttentionView:
     width = max((len(table) for table in tables), default=0)
     padded = [[*table, *[0] * (width - len(table))] for table in tables]
-    device = starts_S.device
     return AttentionView(
         tables_SN=torch.tensor(padded, dtype=torch.int32, device=device).view(len(tables), width),
         lengths_S=torch.tensor(lengths, dtype=torch.int32, device=device),
-        starts_S=starts_S,
-        max_queries=max((span.length for span in spans), default=0),
+        starts_S=torch.tensor(starts, dtype=torch.int32, device=device),
+        max_queries=max((end - start for start, end in pairwise(starts)), default=0),
         max_keys=max(lengths, default=0),
     )
 

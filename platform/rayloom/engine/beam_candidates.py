@@ -1,7 +1,9 @@
 """The best, or drawn, continuations of many beams.
 
+Of equal scores the earlier beam's, and in a beam the lowest token's, is the better one.
+
 Shape letters: R rows (beams of all pools, end to end), V vocabulary, K best of each row, G pools, L most beams of a
-pool, S slices of the vocabulary, W places within a slice, N = beams of one pool * V.
+pool, N = beams of one pool * V.
 """
 
 from __future__ import annotations
@@ -13,9 +15,8 @@ import numpy.typing as npt
 import torch
 
 from rayloom.engine.beam_pools import BeamPool, Candidate
+from rayloom.engine.rankings import largest, largest_log_probs
 
-_SLICE = 64
-"""Tokens of a slice of the vocabulary, of which only the largest score is looked at first."""
 _PIECE = 512
 """Weights that are summed at a time when drawing."""
 
@@ -27,50 +28,44 @@ def best_candidates(scores_RV: torch.Tensor, pools: Seq[BeamPool]) -> list[list[
         scores_RV: Processed log-probabilities of next tokens, the pools' beams end to end. -inf is never chosen.
         pools: None that samples. With dynamic beam allocation each beam's best token and all wanted ones come along.
     """
-    most = max(pool.num_candidates for pool in pools)
-    values_RK, ids_RK = top_scores(scores_RV, most)
-    sums_RK = values_RK + _running_scores(pools, scores_RV)
-    sums_GLK, ids_GLK = (_padded(tensor_RK, pools) for tensor_RK in (sums_RK, ids_RK))
-    num_best = ids_RK.shape[1]
-    sums_GK, places_GK = sums_GLK.flatten(1).topk(min(most, sums_GLK[0].numel()))
-    tokens_GK = ids_GLK.flatten(1).gather(1, places_GK)
-    beams_GK = places_GK.div(num_best, rounding_mode="floor")
-    rows = zip(pools, sums_GK.tolist(), beams_GK.tolist(), tokens_GK.tolist(), strict=True)
-    found = []
+    values_RK, ids_RK = largest(scores_RV, _num_best(scores_RV, pools))
+    found = _ranked(values_RK, ids_RK, pools)
     first_row = 0
-    for pool, sums, beams, tokens in rows:
-        size = pool.num_candidates
-        best = list(map(Candidate, sums[:size], beams[:size], tokens[:size]))
-        while best and best[-1].score == -torch.inf:
-            best.pop()
+    for place, pool in enumerate(pools):
         if pool.allocates:
             own = slice(first_row, first_row + len(pool.beams))
-            best = _with_wanted(best, pool, scores_RV[own], ids_RK[own, 0].tolist())
-        found.append(best)
+            found[place] = _with_wanted(found[place], pool, scores_RV[own], ids_RK[own, 0].tolist())
         first_row += len(pool.beams)
     return found
 
 
-def top_scores(scores_RV: torch.Tensor, num_best: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`scores_RV.topk(num_best)`, three times as fast for large vocabularies.
+def best_of_logits(logits_RV: torch.Tensor, pools: Seq[BeamPool]) -> list[list[Candidate]]:
+    """`best_candidates` of log-probabilities that nothing has changed; no pool allocates dynamically."""
+    return _ranked(*largest_log_probs(logits_RV, _num_best(logits_RV, pools)), pools)
 
-    The K best of a row lie in the K slices with the largest maxima. A slice is every S-th token, so that maxima are
-    taken over whole vectors.
-    """
-    num_slices = scores_RV.shape[1] // _SLICE
-    if num_slices <= 2 * num_best:
-        values_RK, ids_RK = scores_RV.topk(min(num_best, scores_RV.shape[1]))
-        return values_RK, ids_RK
-    size = num_slices * _SLICE
-    scores_RWS = scores_RV[:, :size].view(-1, _SLICE, num_slices)
-    slices_RK = scores_RWS.amax(1).topk(num_best, sorted=False)[1]
-    index_RWK = slices_RK[:, None].expand(-1, _SLICE, -1)
-    firsts_W1 = torch.arange(0, size, num_slices, device=scores_RV.device)[:, None]
-    rest = torch.arange(size, scores_RV.shape[1], device=scores_RV.device).expand(scores_RV.shape[0], -1)
-    ids_RN = torch.cat(((index_RWK + firsts_W1).flatten(1), rest), dim=1)
-    scores_RN = torch.cat((scores_RWS.gather(2, index_RWK).flatten(1), scores_RV[:, size:]), dim=1)
-    values_RK, places_RK = scores_RN.topk(num_best)
-    return values_RK, ids_RN.gather(1, places_RK)
+
+def _num_best(scores_RV: torch.Tensor, pools: Seq[BeamPool]) -> int:
+    """Best tokens of each row to look at: any pool's candidates may all continue one beam."""
+    return min(max(pool.num_candidates for pool in pools), scores_RV.shape[1])
+
+
+def _ranked(values_RK: torch.Tensor, ids_RK: torch.Tensor, pools: Seq[BeamPool]) -> list[list[Candidate]]:
+    """Each pool's best candidates out of its rows' best tokens."""
+    sums_RK = values_RK + _running_scores(pools, values_RK)
+    sums_GLK, ids_GLK = (_padded(tensor_RK, pools) for tensor_RK in (sums_RK, ids_RK))
+    most, num_best = max(pool.num_candidates for pool in pools), ids_RK.shape[1]
+    sums_GN, places_GN = sums_GLK.flatten(1).sort(dim=1, descending=True, stable=True)
+    sums_GN, places_GN = sums_GN[:, :most], places_GN[:, :most]
+    tokens_GN = ids_GLK.flatten(1).gather(1, places_GN)
+    beams_GN = places_GN.div(num_best, rounding_mode="floor")
+    found = []
+    for pool, sums, beams, tokens in zip(pools, sums_GN.tolist(), beams_GN.tolist(), tokens_GN.tolist(), strict=True):
+        size = pool.num_candidates
+        best = list(map(Candidate, sums[:size], beams[:size], tokens[:size]))
+        while best and best[-1].score == -torch.inf:
+            best.pop()
+        found.append(best)
+    return found
 
 
 def drawn_candidates(scores_LV: torch.Tensor, pool: BeamPool, seed: int) -> list[Candidate]:

@@ -23,9 +23,10 @@ from itertools import accumulate
 
 import torch
 
-from rayloom.engine.beam_candidates import best_candidates, drawn_candidates
+from rayloom.engine.beam_candidates import best_candidates, best_of_logits, drawn_candidates
 from rayloom.engine.beam_pools import Beam, BeamPool, Candidate
 from rayloom.engine.choosing import token_scores
+from rayloom.engine.kernels.selection import log_softmax
 from rayloom.engine.request import EngineRequest, Hypothesis, Params, TokenScore
 from rayloom.errors import RequestError
 
@@ -109,7 +110,7 @@ class _Turn:
 
 
 def advance(
-    searches: Seq[BeamSearch], logits_RV: torch.Tensor, row_counts: Seq[int], process: Process
+    searches: Seq[BeamSearch], logits_RV: torch.Tensor, row_counts: Seq[int], process: Process | None
 ) -> list[Advance]:
     """One step of many searches of any widths and ages.
 
@@ -117,7 +118,7 @@ def advance(
         searches: None that is done.
         logits_RV: float32 logits of the next token, the searches' rows end to end.
         row_counts: Rows of each search.
-        process: See `Process`.
+        process: See `Process`; None where it would change no row of this step.
     """
     firsts = list(accumulate(row_counts, initial=0))[:-1]
     for number in range(max((len(search.pools) for search in searches), default=0)):
@@ -131,16 +132,26 @@ def advance(
     return [search.settle() for search in searches]
 
 
-def _play(turns: Seq[_Turn], number: int, logits_RV: torch.Tensor, process: Process) -> None:
+def _play(turns: Seq[_Turn], number: int, logits_RV: torch.Tensor, process: Process | None) -> None:
     """One round: at most one pool of each search."""
     rows = [row for turn in turns for row in turn.rows]
     rows_P = torch.tensor(rows, device=logits_RV.device)
     whole = rows == list(range(logits_RV.shape[0]))
-    scores_PV = torch.log_softmax(logits_RV if whole else logits_RV[rows_P], dim=-1)
-    _penalise(scores_PV, turns, number)
-    found = _candidates(process(scores_PV, rows_P), turns)
+    raw_PV = logits_RV if whole else logits_RV[rows_P]
+    if process is None and not any(_needs_whole_rows(turn, number) for turn in turns):
+        found = best_of_logits(raw_PV, [turn.pool for turn in turns])
+    else:
+        scores_PV = log_softmax(raw_PV)
+        _penalise(scores_PV, turns, number)
+        found = _candidates(scores_PV if process is None else process(scores_PV, rows_P), turns)
     grown = [turn.pool.step(items) for turn, items in zip(turns, found, strict=True)]
     _score(turns, grown, logits_RV)
+
+
+def _needs_whole_rows(turn: _Turn, number: int) -> bool:
+    """Whether more than each row's best log-probabilities is looked at."""
+    params = turn.search.params
+    return params.do_sample or turn.pool.allocates or (number > 0 and params.diversity_penalty != 0.0)
 
 
 def _penalise(scores_PV: torch.Tensor, turns: Seq[_Turn], number: int) -> None:

@@ -6,24 +6,21 @@ it need not be the shortest there is.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 from llguidance import LLMatcher
 
+from rayloom.engine.alphabet import alphabet_of
 from rayloom.engine.brackets import Brackets
-from rayloom.engine.masks import Mask, mask_of, tokens_of
+from rayloom.engine.masks import Mask, mask_of, tokens_of, with_tokens
 from rayloom.engine.recent import Recent
 from rayloom.engine.vocabulary import Vocabulary
 
-_CLOSING = b'}]"0:,'
-"""What brings JSON to an end, best first; inside a string it is the quote."""
 _QUOTE = 0x22
-_LAST = b"{["
+_BETWEEN = (b"{", b"}", b"[", b"]", b",", b":", b'"')
+"""Ends of an outline between values, or at one's end."""
 _MOST_STEPS = 4096
 _MOST_STEPS_OF_ALL = 1500
 _MOST_LEVELS = 512
@@ -34,8 +31,9 @@ _MOST_CHECKED_IN_TEXT = 48
 _MOST_SEARCHED = 32
 _MOST_DEARER = 32
 """A token is not looked at further if it makes the way by so much longer."""
-_MOST_MERGED = 16
-_NUM_SAMPLES = 24
+_MOST_SHARED = 4
+_NUM_REPEATED = 4
+"""Longest plain tokens that are tried anew at each place of a text."""
 _TRIES = 4
 _MOST_SKIPPED = 12
 
@@ -56,12 +54,30 @@ class Place:
     Attributes:
         matcher: The parser.
         brackets: The same for the first look.
-        text: All that was written.
+        text: All that was written; with the tokens left the key under which results are remembered.
     """
 
     matcher: LLMatcher
     brackets: Brackets
     text: bytes
+
+
+class _Followers:
+    """What may follow at a place.
+
+    Args:
+        always: Tokens that need no more than the way.
+        needs: Other tokens, and how many suffice after each.
+    """
+
+    def __init__(self, always: Mask, needs: dict[int, int]) -> None:
+        self._always, self._needs = always, needs
+
+    def mask(self, left: int) -> Mask:
+        """Tokens after which ``left`` suffice."""
+        mask = with_tokens(self._always, [token for token, need in self._needs.items() if need <= left])
+        mask.flags.writeable = False
+        return mask
 
 
 class Closing:
@@ -71,14 +87,25 @@ class Closing:
         vocabulary: What tokens write.
         mask_of_matcher: What a matcher allows next.
         greedy: Take the first way that closes brackets and quotes, as JSON wants it; else look for a short one.
+        plain: Places with the same outline are the same place, but for the value that is being written.
     """
 
-    def __init__(self, vocabulary: Vocabulary, mask_of_matcher: Callable[[LLMatcher], Mask], *, greedy: bool) -> None:
-        self._allowed, self._greedy = mask_of_matcher, greedy
-        self._letters = _alphabet(vocabulary)
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        mask_of_matcher: Callable[[LLMatcher], Mask],
+        *,
+        greedy: bool,
+        plain: bool = False,
+    ) -> None:
+        self._allowed, self._greedy, self._plain = mask_of_matcher, greedy, plain
+        self._letters = alphabet_of(vocabulary)
         self._eos, self._size, self._tokens = vocabulary.eos_ids[0], vocabulary.size, vocabulary.tokens
         self._ends = mask_of(vocabulary.eos_ids, vocabulary.size)
         self._known: Recent[tuple[bytes, int], Mask] = Recent(512)
+        self._texts: Recent[tuple[bytes, Way, int], _Followers | None] = Recent(256)
+        self._betweens: Recent[tuple[bytes, Way, int], _Followers] = Recent(256)
+        self._ways: Recent[tuple[bytes, int | None], list[tuple[Way, int]]] = Recent(1024)
         self.gave_up = False
         """Whether some search was broken off: that it found nothing then proves nothing."""
 
@@ -96,12 +123,12 @@ class Closing:
             return not way
         return int(matcher.validate_tokens([*way, self._eos])) == len(way) + 1
 
-    def renewed(self, matcher: LLMatcher, brackets: Brackets, way: Way | None) -> Way | None:
+    def renewed(self, place: Place, way: Way | None) -> Way | None:
         """A way from here: the last one or its end if that still leads there, else a new one."""
         for size in range(min(_MOST_SKIPPED, len(way) + 1) if way is not None else 0):
-            if way is not None and self.holds(matcher, way[size:]):
+            if way is not None and self.holds(place.matcher, way[size:]):
                 return way[size:]
-        return self.way(matcher, brackets)
+        return self._found(place, None, _Effort())
 
     def safe(self, place: Place, mask: Mask, way: Way, left: int) -> Mask:
         """Those of the allowed tokens after which ``left`` tokens suffice.
@@ -110,57 +137,95 @@ class Closing:
         the end of sequence where it was.
 
         Args:
-            place: Where the answer is; its text is the key under which the result is remembered.
+            place: Where the answer is.
             mask: What the grammar allows there.
             way: Completes the answer from there.
             left: Tokens left after the next one.
         """
         if len(way) > left:
             return self._next(place.matcher, way)
-        left = min(left, len(way) + _MOST_DEARER)
-        return self._known.get((place.text, left), lambda: self._safe(place, mask, way, left))
+        most = len(way) + _MOST_DEARER
+        left, brackets, bits = min(left, most), place.brackets, hash(mask.tobytes())
+        if self._greedy and brackets.quoted:
+            before = brackets.outline if self._plain else place.text[: brackets.opened]
+            text = self._texts.get((before, way, bits), lambda: self._text(place, mask, way))
+            if text is not None and self._all_hold(place.matcher, self._letters.samples[:_NUM_REPEATED], way):
+                return text.mask(left)
+        elif self._plain and brackets.outline.endswith(_BETWEEN):
+            key = (brackets.outline, way, bits)
+            return self._betweens.get(key, lambda: self._followers(place, mask, way, most)).mask(left)
+        return self._known.get((place.text, left), lambda: self._followers(place, mask, way, left).mask(left))
 
     def _next(self, matcher: LLMatcher, way: Way) -> Mask:
         found = mask_of(way[:1], self._size)
         return found | self._ends if matcher.is_accepting() else found
 
-    def _safe(self, place: Place, mask: Mask, way: Way, left: int) -> Mask:
-        matcher = place.matcher
-        found = self._next(matcher, way)
+    def _text(self, place: Place, mask: Mask, way: Way) -> _Followers | None:
+        """What may follow in a text of any kind; None in other texts.
+
+        It is one if all plain text is allowed, and the longest tokens of it change nothing. What is found then holds
+        to its end, as long as the grammar allows the same tokens and the same way completes the answer.
+        """
         plain = self._letters.plain
-        free = not np.any(plain & ~mask) and bool(self._letters.samples)
-        if free and all(self.holds_after(matcher, token, way) for token in self._letters.samples):
-            # All plain text is allowed, and the longest tokens of it change nothing: it is a text of any kind.
-            found |= plain
-        else:
-            free = False
-        rest = tokens_of(mask & ~found)[: _MOST_CHECKED_IN_TEXT if free else _MOST_CHECKED]
-        unproven = [token for token in rest if not self._goes_on(matcher, token, way, left)]
-        proven = list(set(rest).difference(unproven))
-        effort = _Effort(_MOST_STEPS_OF_ALL)
-        proven += [token for token in unproven[:_MOST_SEARCHED] if self._reaches(place, token, left, effort)]
-        result: Mask = found | mask_of(proven, self._size)
-        result.flags.writeable = False
-        return result
+        if np.any(plain & ~mask) or not self._all_hold(place.matcher, self._letters.samples, way):
+            return None
+        found = self._next(place.matcher, way) | plain
+        rest = tokens_of(mask & ~found)[:_MOST_CHECKED_IN_TEXT]
+        return _Followers(found, self._needs(place, rest, way, len(way) + _MOST_DEARER))
+
+    def _followers(self, place: Place, mask: Mask, way: Way, left: int) -> _Followers:
+        found = self._next(place.matcher, way)
+        rest = tokens_of(mask & ~found)[:_MOST_CHECKED]
+        return _Followers(found, self._needs(place, rest, way, left))
+
+    def _all_hold(self, matcher: LLMatcher, tokens: Sequence[int], way: Way) -> bool:
+        return bool(tokens) and all(self.holds_after(matcher, token, way) for token in tokens)
 
     def holds_after(self, matcher: LLMatcher, token: int, way: Way) -> bool:
         """Whether the way completes the answer once the token is written."""
         return int(matcher.validate_tokens([token, *way, self._eos])) == len(way) + 2
 
-    def _goes_on(self, matcher: LLMatcher, token: int, way: Way, left: int) -> bool:
-        """Whether the way, or what is left of it, still leads to the end after the token."""
-        tries = (way[size:] for size in range(min(_TRIES, len(way) + 1)))
-        return any(len(rest) <= left and self.holds_after(matcher, token, rest) for rest in tries)
+    def _needs(self, place: Place, tokens: Sequence[int], way: Way, left: int) -> dict[int, int]:
+        """Tokens after which ``left`` suffice, and how many surely do."""
+        tails = [way[size:] for size in range(min(_TRIES, len(way) + 1)) if len(way) - size <= left]
+        needs = {token: self._need(place.matcher, token, tails) for token in tokens}
+        unproven = [token for token, need in needs.items() if need is None]
+        effort = _Effort(_MOST_STEPS_OF_ALL)
+        for token in unproven[:_MOST_SEARCHED]:
+            found = self._found(place, token, effort)
+            needs[token] = None if found is None else len(found)
+        return {token: need for token, need in needs.items() if need is not None and need <= left}
 
-    def _reaches(self, place: Place, token: int, left: int, effort: _Effort) -> bool:
+    def _need(self, matcher: LLMatcher, token: int, tails: Sequence[Way]) -> int | None:
+        """What the way, or what is left of it, still takes to the end after the token."""
+        return next((len(tail) for tail in tails if self.holds_after(matcher, token, tail)), None)
+
+    def _found(self, place: Place, token: int | None, effort: _Effort) -> Way | None:
+        """What a search finds from here, or from behind a token.
+
+        A search takes a hundred times as long as a proof: so what it found is remembered, with the steps it took. They
+        are counted again, lest what a request may write depend on what others wrote before.
+        """
         if effort.left <= 0:
-            return False
+            return None
+        ways = self._ways.get((place.brackets.outline if self._plain else place.text, token), list)
+        for way, steps in tuple(ways):
+            if self.holds(place.matcher, way) if token is None else self.holds_after(place.matcher, token, way):
+                effort.left -= steps
+                return way
+        before = effort.left
+        found = self._searched(place, token, effort)
+        if found is not None and len(ways) < _MOST_SHARED:
+            ways.append((found, before - effort.left))
+        return found
+
+    def _searched(self, place: Place, token: int | None, effort: _Effort) -> Way | None:
         after, brackets = place.matcher.deep_copy(), place.brackets.copy()
-        if not after.consume_token(token):
-            return False
-        brackets.write(self._tokens[token])
-        found = self.way(after, brackets, effort)
-        return found is not None and len(found) <= left
+        if token is not None:
+            if not after.consume_token(token):
+                return None
+            brackets.write(self._tokens[token])
+        return self.way(after, brackets, effort)
 
     def _first(self, matcher: LLMatcher, brackets: Brackets) -> Way | None:
         """Always the best letter, until the answer is complete."""
@@ -204,77 +269,10 @@ class Closing:
     def _choices(self, matcher: LLMatcher) -> list[int]:
         """Allowed letters, best first; whole tokens where no letter is allowed."""
         mask = self._allowed(matcher)
-        order = self._letters.order
-        letters: list[int] = order[(mask[order >> 5] >> (order & 31).astype(np.uint32)) & 1 == 1].tolist()
+        letters = self._letters.of(mask)
         return letters or [token for token in tokens_of(mask)[:_BRANCHES] if token != self._eos]
 
     def _merged(self, matcher: LLMatcher, path: Way) -> Way:
         """The same text in fewer tokens, if the parser takes them."""
         merged = self._letters.merged(path)
         return merged if len(merged) < len(path) and self.holds(matcher, merged) else path
-
-
-class _Alphabet:
-    """Tokens that write one character or byte, and tokens that write plain text."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._tokens = vocabulary.tokens
-        self._size = vocabulary.size
-        self._ids: dict[bytes, int] = {}
-        for token, piece in enumerate(vocabulary.tokens):
-            if piece and token not in vocabulary.eos_ids:
-                self._ids.setdefault(piece, token)
-
-    @cached_property
-    def order(self) -> npt.NDArray[np.int64]:
-        """Letters, best first."""
-        letters = [(piece, token) for piece, token in self._ids.items() if _is_letter(piece)]
-        return np.array([token for _, token in sorted(letters, key=lambda item: _rank(item[0]))], dtype=np.int64)
-
-    @cached_property
-    def plain(self) -> Mask:
-        """Letters, digits and single spaces, which mean nothing to JSON."""
-        return mask_of(self._plain, self._size)
-
-    @cached_property
-    def samples(self) -> list[int]:
-        """The longest plain tokens, and some more."""
-        longest = sorted(self._plain, key=lambda token: -len(self._tokens[token]))
-        return [*longest[: _NUM_SAMPLES // 2], *longest[:: max(len(longest) * 2 // _NUM_SAMPLES, 1)]]
-
-    def merged(self, path: Sequence[int]) -> Way:
-        """The path's text in the longest tokens from the left."""
-        text, found, at = b"".join(self._tokens[token] for token in path), [], 0
-        while at < len(text):
-            sizes = range(min(_MOST_MERGED, len(text) - at), 0, -1)
-            size = next((size for size in sizes if text[at : at + size] in self._ids), 0)
-            if not size:
-                return tuple(path)
-            found.append(self._ids[text[at : at + size]])
-            at += size
-        return tuple(found)
-
-    @cached_property
-    def _plain(self) -> list[int]:
-        return [token for piece, token in self._ids.items() if piece.replace(b" ", b"a", 1).isalnum()]
-
-
-_alphabets: weakref.WeakKeyDictionary[Vocabulary, _Alphabet] = weakref.WeakKeyDictionary()
-
-
-def _alphabet(vocabulary: Vocabulary) -> _Alphabet:
-    if vocabulary not in _alphabets:
-        _alphabets[vocabulary] = _Alphabet(vocabulary)
-    return _alphabets[vocabulary]
-
-
-def _is_letter(piece: bytes) -> bool:
-    return len(piece) == 1 or (piece[0] >= 0xC0 and len(piece.decode(errors="replace")) == 1)
-
-
-def _rank(piece: bytes) -> tuple[int, bytes]:
-    if piece in _CLOSING:
-        return _CLOSING.index(piece), piece
-    if piece in _LAST:
-        return 1000, piece
-    return 100 + len(piece), piece

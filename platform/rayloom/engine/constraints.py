@@ -21,11 +21,11 @@ class MaskPool:
     be advanced; whoever drops or forks a sequence in between calls `collect` or `forget` first, or never asks again.
 
     Args:
-        num_threads: Threads; as many as cores where not given, but few.
+        num_threads: Threads; half as many as cores where not given, but few: the model needs the cores, too.
     """
 
     def __init__(self, num_threads: int | None = None) -> None:
-        threads = num_threads or min(_MOST_THREADS, os.cpu_count() or 1)
+        threads = num_threads or max(1, min(_MOST_THREADS, _num_cores() // 2))
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="rayloom-masks")
         self._running: dict[tuple[int, ...], tuple[Sequence[Constraint], Future[list[Mask | None]], int]] = {}
 
@@ -60,6 +60,13 @@ class MaskPool:
         """End the threads."""
         self._running.clear()
         self._executor.shutdown(cancel_futures=True)
+
+
+def _num_cores() -> int:
+    """Those that this process may use, where the system says so."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _masks(sequences: Sequence[Sequence[Constraint]]) -> list[Mask | None]:

@@ -16,17 +16,41 @@ import torch
 from rayloom.engine.adapters import LoraBank
 from rayloom.engine.assembling import assemble
 from rayloom.engine.blocks import BLOCK
-from rayloom.engine.events import Done, Event
+from rayloom.engine.events import Done, Event, Failed
 from rayloom.engine.plan import Limits, Plan
 from rayloom.engine.request import EngineRequest, Group, Sequence
 from rayloom.engine.rows import RowStates
 from rayloom.engine.runners import Runner
 from rayloom.engine.scheduler import Scheduler
 from rayloom.engine.selecting import Selector
-from rayloom.errors import RequestError
+from rayloom.errors import RayloomError, RequestError
 
 MAX_LENGTH = 4096
 """Longest sequence of a model without positions of its own (T5)."""
+
+
+class _Places:
+    """The bank, as the scheduler sees it.
+
+    Attributes:
+        broken: Adapters that had made room and cannot be read any more, and why.
+    """
+
+    def __init__(self, bank: Callable[[], LoraBank]) -> None:
+        self._bank = bank
+        self.broken: dict[str, RayloomError] = {}
+
+    def hold(self, name: str) -> bool:
+        """See `adapter_turns.Places`."""
+        try:
+            return self._bank().hold(name)
+        except RayloomError as error:
+            self.broken[name] = error
+            return False
+
+    def let_go(self, name: str) -> None:
+        """See `adapter_turns.Places`."""
+        self._bank().let_go(name)
 
 
 class Engine:
@@ -45,7 +69,8 @@ class Engine:
         self.runner, self.limits = runner, limits
         self._clock, self._debug = clock, debug
         self._max_length = min(runner.max_positions or MAX_LENGTH, limits.num_blocks * BLOCK)
-        self._scheduler = Scheduler(limits)
+        self._places = _Places(self._bank)
+        self._scheduler = Scheduler(limits, places=self._places)
         self._device = runner.device
         states = RowStates(limits.max_sequences, runner.vocab_size, self._max_length, self._device)
         self._selector = Selector(states, self._scheduler)
@@ -72,7 +97,7 @@ class Engine:
         with contextlib.ExitStack() as undo:
             undo.callback(self._selector.forget, group)
             if request.adapter is not None:
-                self._bank().acquire(request.adapter)
+                self._bank().acquire(request.adapter)  # its place is held only while the request runs
                 undo.callback(self._bank().release, request.adapter)
             self._scheduler.add(group)
             undo.pop_all()
@@ -111,11 +136,11 @@ class Engine:
         """Compute one step, and tell what came of it."""
         expired = self._expire()
         plan = self._scheduler.schedule()
-        told: list[Event] = []
+        told: list[Event] = self._fail_broken()
         if plan.spans or plan.encode:
             logits_RV = self._run(plan)
             self._scheduler.computed(plan)
-            told = self._selector.select(plan, logits_RV)
+            told += self._selector.select(plan, logits_RV)
         self._finish(told)
         if self._debug:
             self._scheduler.check()
@@ -135,6 +160,17 @@ class Engine:
         events: list[Event] = [Done(group.group_id, self._selector.give_up(group)) for group in late]
         self._finish(events)
         return events
+
+    def _fail_broken(self) -> list[Event]:
+        """Drop requests whose adapter had made room and cannot be read any more."""
+        broken = self._places.broken
+        if not broken:
+            return []
+        self._places.broken = {}
+        lost = [group for group in self._groups.values() if group.request.adapter in broken]
+        for group in lost:
+            self.cancel(group.group_id)
+        return [Failed(group.group_id, broken[str(group.request.adapter)]) for group in lost]
 
     def _finish(self, events: list[Event]) -> None:
         for event in events:

@@ -10,7 +10,7 @@ Were it only the start tag in service, an endless stream of new owners would hol
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rayloom.engine.request import Group
@@ -74,13 +74,11 @@ class Lane:
                 self.accounts = {a.owner: a for a in kept}
                 self.sweep_at = 2 * len(self.accounts) + _SWEEP
 
-    def first(self) -> Group | None:
-        """The waiting group whose turn it is."""
-        heads = [(account.virtual_time, account.waiting[0].group_id, account) for account in self._with_waiting()]
-        return min(heads)[2].waiting[0] if heads else None
-
-    def _with_waiting(self) -> Iterator[Account]:
-        return (account for account in self.accounts.values() if account.waiting)
+    def first(self, may_run: Callable[[Group], bool]) -> Group | None:
+        """The waiting group whose turn it is, of those that may run."""
+        heads = ((account, next(filter(may_run, account.waiting), None)) for account in self.accounts.values())
+        turns = [(account.virtual_time, group.group_id, group) for account, group in heads if group is not None]
+        return min(turns)[2] if turns else None
 
 
 class WaitingQueue:
@@ -120,12 +118,12 @@ class WaitingQueue:
             # The busy period ends: everybody starts equal in the next.
             del self._lanes[group.request.priority]
 
-    def first(self) -> Group | None:
-        """The group to be admitted next."""
+    def first(self, may_run: Callable[[Group], bool]) -> Group | None:
+        """The group to be admitted next, of those that may run."""
         if self._num_waiting == 0:
             return None
         for priority in sorted(self._lanes):
-            group = self._lanes[priority].first()
+            group = self._lanes[priority].first(may_run)
             if group is not None:
                 return group
         return None

@@ -97,7 +97,7 @@ class GrammarConstraint:
         self._left = frame.max_new_tokens
         self._first = frame.first_token
         self._way: tuple[int, ...] | None = None
-        self._brackets, self._text = Brackets(), b""
+        self._brackets, self._text = compiled.brackets(), b""
         self._ended = False
 
     def start(self) -> None:
@@ -180,12 +180,12 @@ class GrammarConstraint:
 
     def _closing_mask(self, mask: Mask, left: int) -> Mask:
         compiled = self._compiled
-        self._way = compiled.closing.renewed(self._matcher, self._brackets, self._way)
+        place = Place(self._matcher, self._brackets, self._text)
+        self._way = compiled.closing.renewed(place, self._way)
         if self._way is None:
             return mask
         if not compiled.is_wary and left > compiled.margin + compiled.is_json * len(self._way):
             return mask
-        place = Place(self._matcher, self._brackets, self._text)
         return compiled.closing.safe(place, mask, self._way, left - 1)
 
     def _fail(self, why: str) -> None:
@@ -207,9 +207,14 @@ class _Compiled:
         self.ends = mask_of(vocabulary.eos_ids, vocabulary.size)
         self.ends.flags.writeable = False
         self.is_json = kind in ("json", "json_schema")
-        self.closing = Closing(vocabulary, self.mask, greedy=self.is_json)
+        self._is_plain = wording.is_plain
+        self.closing = Closing(vocabulary, self.mask, greedy=self.is_json, plain=wording.is_plain)
         self.ways: Recent[bytes, tuple[int, ...] | None] = Recent(16)
-        self.shortest = len(self.closing.way(self.matcher, Brackets()) or ())
+        self.shortest = len(self.closing.way(self.matcher, self.brackets()) or ())
+
+    def brackets(self) -> Brackets:
+        """Of an answer that begins."""
+        return Brackets(counts=not self._is_plain)
 
     def mask(self, matcher: LLMatcher) -> Mask:
         """What a matcher allows next."""

@@ -19,6 +19,7 @@ Precision: TypeAlias = WeightPrecision
 
 _PANEL = 16  # output features that lie together: the kernels' unit
 _STEP_BYTES = 64  # input features are padded to whole tiles and registers
+_LEAST_PEAK = 0.1  # of the median feature's
 _TINY = 1e-30  # rows below this are taken as zero: the inverse of their scale would not be finite
 
 
@@ -38,7 +39,13 @@ class Linear(Protocol):
         ...
 
 
-def make_linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None, *, precision: Precision) -> Linear:
+def make_linear(
+    weight_OI: torch.Tensor,
+    bias_O: torch.Tensor | None = None,
+    *,
+    precision: Precision,
+    peaks_I: torch.Tensor | None = None,
+) -> Linear:
     """A linear layer in the given precision.
 
     Args:
@@ -48,6 +55,9 @@ def make_linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None, *, 
         precision: ``int8``: weights symmetric per output feature, inputs symmetric per row as they come (LLM.int8's
             vector-wise form, Dettmers et al., 2022), sums exact in int32. ``bf16``: weights and inputs rounded to
             bfloat16, sums in float32.
+        peaks_I: Largest size that each input feature is known to take, for int8: few features of transformers are
+            far larger than the rest, and would leave the others few digits. They are shrunk and their weights
+            widened, until both have about the same range (SmoothQuant, Xiao et al., 2023, with alpha = 1/2).
 
     Raises:
         ModelError: Weights that are not finite, in int8.
@@ -57,16 +67,17 @@ def make_linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None, *, 
     packed = weight_OI.is_cpu and native() is not None
     if precision == "bf16":
         return PackedBfloatLinear(weight_OI, bias_O) if packed else TorchBfloatLinear(weight_OI, bias_O)
-    return PackedInt8Linear(weight_OI, bias_O) if packed else TorchInt8Linear(weight_OI, bias_O)
+    return (PackedInt8Linear if packed else TorchInt8Linear)(weight_OI, bias_O, peaks_I)
 
 
 class FloatLinear:
-    """Weights in float32, used where they lie."""
+    """Weights in float32, used where they lie: by our kernel on CPUs with AVX-512, else by torch."""
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
         self.out_features, self.in_features = weight_OI.shape
         self.weight_OI = weight_OI.detach().float()
-        self.bias_O = None if bias_O is None else bias_O.detach().float()
+        self.bias_O = None if bias_O is None else bias_O.detach().float().contiguous()
+        self._has_kernel = self.weight_OI.is_cpu and self.weight_OI.stride(1) == 1 and _has_float_kernel()
 
     @property
     def resident_bytes(self) -> int:
@@ -75,7 +86,21 @@ class FloatLinear:
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
         """See `Linear`."""
-        return functional.linear(x_TI, self.weight_OI, self.bias_O)
+        library = native() if self._has_kernel else None
+        if library is None:
+            return functional.linear(x_TI, self.weight_OI, self.bias_O)
+        assert x_TI.is_contiguous()
+        assert x_TI.dtype is torch.float32
+        y_TO = torch.empty(x_TI.shape[0], self.out_features)
+        weights = self.weight_OI.data_ptr(), self.weight_OI.stride(0)
+        bias = None if self.bias_O is None else self.bias_O.data_ptr()
+        library.linear_fp32(y_TO.data_ptr(), x_TI.data_ptr(), *weights, bias, *x_TI.shape, self.out_features)
+        return y_TO
+
+
+def _has_float_kernel() -> bool:
+    """Its tiles take 21 vector registers of 16 floats: on lesser machines torch's own products are faster."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and native() is not None
 
 
 class TorchBfloatLinear:
@@ -100,19 +125,22 @@ class TorchBfloatLinear:
 class TorchInt8Linear:
     """Weights and inputs in int8, exact sums, in plain torch."""
 
-    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None, peaks_I: torch.Tensor | None = None
+    ) -> None:
         self.out_features, self.in_features = weight_OI.shape
-        self.weight_OI, self.scale_O = _quantise_weights(weight_OI)
+        self.factor_I = _factors(weight_OI, peaks_I)
+        self.weight_OI, self.scale_O = _quantise_weights(weight_OI, self.factor_I)
         self.bias_O = None if bias_O is None else bias_O.detach().float()
 
     @property
     def resident_bytes(self) -> int:
         """Memory of the weights and their scales."""
-        return self.weight_OI.nbytes + self.scale_O.nbytes
+        return self.weight_OI.nbytes + self.scale_O.nbytes + self.factor_I.nbytes
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
         """See `Linear`."""
-        quantised_TI, scale_T = quantise_rows(x_TI)
+        quantised_TI, scale_T = quantise_rows(x_TI * self.factor_I)
         y_TO = _int_product(quantised_TI, self.weight_OI).float() * (scale_T[:, None] * self.scale_O)
         return y_TO if self.bias_O is None else y_TO + self.bias_O
 
@@ -132,8 +160,18 @@ def _int_product(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
     return x_TI.double() @ weight_OI.t().double()
 
 
-def _quantise_weights(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    weight_OI, scale_O = quantise_rows(weight_OI.detach().float())
+def _factors(weight_OI: torch.Tensor, peaks_I: torch.Tensor | None) -> torch.Tensor:
+    """What each input feature is multiplied with before it is rounded."""
+    if peaks_I is None:
+        return torch.ones(weight_OI.shape[1], device=weight_OI.device)
+    widest_I = weight_OI.detach().float().abs().amax(0)
+    # Features that were hardly seen may well be as large as others one day.
+    least = max(_LEAST_PEAK * float(peaks_I.median()), _TINY)
+    return (widest_I.clamp(min=_TINY**0.5) / peaks_I.clamp(min=least)).sqrt()
+
+
+def _quantise_weights(weight_OI: torch.Tensor, factor_I: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    weight_OI, scale_O = quantise_rows(weight_OI.detach().float() / factor_I)
     if not torch.isfinite(scale_O).all():
         raise ModelError("weights hold values that are not finite; int8 cannot represent them")
     return weight_OI, scale_O
@@ -146,7 +184,8 @@ class _PackedLinear:
         function: The kernel's name.
         weight_OI: int8 or bfloat16.
         bias_O: Bias or None.
-        scale_O: What an output feature's sums are multiplied with, for kernels that take it.
+        factor_I: What an input feature is multiplied with, for kernels that take it.
+        scale_O: What an output feature's sums are multiplied with, likewise.
     """
 
     def __init__(
@@ -154,22 +193,26 @@ class _PackedLinear:
         function: str,
         weight_OI: torch.Tensor,
         bias_O: torch.Tensor | None,
+        *,
+        factor_I: torch.Tensor | None = None,
         scale_O: torch.Tensor | None = None,
     ) -> None:
         self.out_features, self.in_features = weight_OI.shape
         self.panels = _panels(weight_OI)
+        self.factor_I = factor_I
         self.scale_O = None if scale_O is None else _whole_panels(scale_O)
         self.bias_O = None if bias_O is None else _whole_panels(bias_O.detach().float())
         self._function = getattr(native(), function)
         # The tensors above stay where they are, so their places are looked up once.
-        scales = () if self.scale_O is None else (self.scale_O.data_ptr(),)
-        self._weights = (self.panels.data_ptr(), *scales, None if self.bias_O is None else self.bias_O.data_ptr())
+        known = [tensor.data_ptr() for tensor in (self.factor_I, self.panels, self.scale_O) if tensor is not None]
+        self._weights = (*known, None if self.bias_O is None else self.bias_O.data_ptr())
         self._padded = self.panels.shape[1] * self.panels.shape[3]
 
     @property
     def resident_bytes(self) -> int:
         """Memory of the weights and their scales."""
-        return self.panels.nbytes + (0 if self.scale_O is None else self.scale_O.nbytes)
+        known = (self.factor_I, self.panels, self.scale_O)
+        return sum(tensor.nbytes for tensor in known if tensor is not None)
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
         """See `Linear`."""
@@ -185,9 +228,12 @@ class _PackedLinear:
 class PackedInt8Linear(_PackedLinear):
     """`TorchInt8Linear` in C++: the same bits."""
 
-    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
-        quantised_OI, scale_O = _quantise_weights(weight_OI)
-        super().__init__("linear_int8", quantised_OI, bias_O, scale_O)
+    def __init__(
+        self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None, peaks_I: torch.Tensor | None = None
+    ) -> None:
+        factor_I = _factors(weight_OI, peaks_I).contiguous()
+        quantised_OI, scale_O = _quantise_weights(weight_OI, factor_I)
+        super().__init__("linear_int8", quantised_OI, bias_O, factor_I=factor_I, scale_O=scale_O)
 
 
 class PackedBfloatLinear(_PackedLinear):

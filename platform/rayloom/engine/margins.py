@@ -15,6 +15,16 @@ _UNKNOWN = 64
 _LEAST = 16
 _MOST = 2048
 _MOST_DEPTH = 12
+_DECIDING = frozenset(
+    [
+        "allOf", "not", "if", "then", "else", "dependentSchemas", "dependentRequired", "dependencies",
+        "patternProperties", "propertyNames", "minProperties", "maxProperties", "unevaluatedProperties",
+        "unevaluatedItems", "minItems", "maxItems", "prefixItems", "additionalItems", "contains", "minContains",
+        "maxContains", "uniqueItems", "$dynamicRef", "$recursiveRef",
+    ]
+)  # fmt: skip
+"""Words of a schema that may let finished values, or their number, decide what follows."""
+_SCALARS = ("string", "number", "integer", "boolean", "null")
 
 
 def choice_margin(choices: Sequence[str]) -> int:
@@ -36,6 +46,29 @@ def json_margin(schema: dict[str, Any]) -> int:
     """The dearest value that may be begun without need, twice: a token seldom begins more."""
     dearest = max((_cost(node, schema, 0) for node in _inner(schema)), default=0)
     return min(_MOST, _LEAST + 2 * dearest)
+
+
+def is_plain(schema: Any) -> bool:
+    """Whether what follows a finished value never depends on what is in it, nor on how many items were before."""
+    return isinstance(schema, dict) and all(map(_is_plain, (schema, *_inner(schema))))
+
+
+def _is_plain(node: dict[str, Any]) -> bool:
+    fixed = [node.get("const"), *(node["enum"] if isinstance(node.get("enum"), list) else ())]
+    return (
+        _DECIDING.isdisjoint(node)
+        and not isinstance(node.get("items"), list)
+        and not any(isinstance(value, list | dict) for value in fixed)
+        and all(_is_clear(node[union]) for union in ("anyOf", "oneOf") if union in node)
+    )
+
+
+def _is_clear(branches: Any) -> bool:
+    """Whether the first byte of an object or array says which branch it is."""
+    if not isinstance(branches, list):
+        return False
+    kinds = [branch.get("type") if isinstance(branch, dict) else None for branch in branches]
+    return sum(kind not in _SCALARS for kind in kinds) <= 1
 
 
 def _farthest(parsed: Any) -> int:

@@ -21,6 +21,13 @@ def mask_of(tokens: Iterable[int], size: int) -> Mask:
     return mask_from_flags(np.bincount(ids[ids < size], minlength=size).astype(bool))
 
 
+def with_tokens(mask: Mask, tokens: Iterable[int]) -> Mask:
+    """A copy that allows these tokens, too."""
+    ids, result = np.fromiter(tokens, dtype=np.int64), mask.copy()
+    np.bitwise_or.at(result, ids >> 5, np.uint32(1) << (ids & 31).astype(np.uint32))
+    return result
+
+
 def mask_from_flags(allowed: npt.NDArray[np.bool_]) -> Mask:
     """The mask of one flag per token."""
     packed = np.zeros(num_words(len(allowed)) * 4, dtype=np.uint8)

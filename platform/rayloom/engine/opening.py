@@ -22,6 +22,7 @@ from rayloom.errors import ModelError
 _GATE_BLOCKS = 16
 """What the parity check needs."""
 _MEMORY_SHARE = 0.25
+_ADAPTER_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 _MOST_HOST_BYTES = 2 << 30
 """Without being told, a replica does not take more of a host's memory: it is rarely alone there."""
 
@@ -65,7 +66,13 @@ def open_engine(model: PreTrainedModel, options: EngineOptions) -> Engine:
     check_parity(model, runner)
     num_blocks = _num_blocks(runner, options)
     runner.cache = PagedCache(runner.cache.shape, num_blocks, runner.device)
-    runner.lora = LoraBank(options.max_adapters, options.max_rank, adaptable_layers(model), device=runner.device)
+    runner.lora = LoraBank(
+        options.max_adapters,
+        options.max_rank,
+        adaptable_layers(model),
+        dtype=_ADAPTER_TYPES[options.precision],
+        device=runner.device,
+    )
     limits = Limits(
         num_blocks=num_blocks,
         max_sequences=options.max_sequences,

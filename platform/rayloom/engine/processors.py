@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rayloom.engine import kernels
 from rayloom.engine.rankings import change_rows, cut_where, take_rows
 from rayloom.engine.rows import Ids, IdTable, RowStates, Uses, as_ids
 from rayloom.engine.warpers import warp
@@ -92,6 +93,12 @@ def process(
     return scores_RV
 
 
+def changes_any(slots_R: Ids, states: RowStates) -> bool:
+    """Whether `process`, without masks, would change any of these rows."""
+    records_R = states.records[as_ids(slots_R)]
+    return bool((records_R["flags"] & Uses.WARP).any()) or any(rows.size for _, rows in _work(records_R))
+
+
 def apply_masks(scores_RV: torch.Tensor, masks: Sequence[Mask | None]) -> torch.Tensor:
     """Set tokens that are not allowed to -inf, in place.
 
@@ -103,10 +110,9 @@ def apply_masks(scores_RV: torch.Tensor, masks: Sequence[Mask | None]) -> torch.
     Returns:
         ``scores_RV``.
     """
-    rows = _masked_rows(masks)
-    if rows.size:
-        vocab_size = scores_RV.shape[1]
-        banned_RV = _banned([mask for mask in masks if mask is not None], vocab_size)
+    rows, given = _masked_rows(masks), [mask for mask in masks if mask is not None]
+    if rows.size and not kernels.apply_masks(scores_RV, rows, given):
+        banned_RV = _banned(given, scores_RV.shape[1])
         change_rows(scores_RV, rows, lambda block_RV: cut_where(block_RV, banned_RV))
     return scores_RV
 

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rayloom.engine.kernels.selection import largest_native, log_softmax
+
 _MAX_CELL = 64
 _MIN_CELL = 4
 _FEW = 512
@@ -47,23 +49,32 @@ def cut_where(scores_RV: torch.Tensor, banned_RV: npt.NDArray[np.bool_]) -> None
 def largest(scores_RV: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``count`` largest values of each row, largest first, and their places.
 
-    Like ``torch.topk``, except that the places of values -inf mean nothing.
+    Of equal values the lowest place comes first. The places of values -inf mean nothing.
 
     Returns:
         ``(R, count)`` values and int64 places.
     """
+    return largest_native(scores_RV, count) or _largest(scores_RV, count)
+
+
+def largest_log_probs(logits_RV: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`largest` of `kernels.selection.log_softmax`, with the same bits, but without making it where a kernel can."""
+    return largest_native(logits_RV, count, as_log_probs=True) or _largest(log_softmax(logits_RV), count)
+
+
+def _largest(scores_RV: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     on_cpu, num_places = scores_RV.device.type == "cpu", scores_RV.shape[1]
     cell = min(num_places // (4 * count), _MAX_CELL)
     if on_cpu and cell >= _MIN_CELL:
         values_RC, places_RC = _candidates(scores_RV, count, cell)
-        best = values_RC.topk(count, dim=1)
-        return best.values, places_RC.gather(1, best.indices)
+        best = values_RC.sort(dim=1, descending=True, stable=True)  # candidates come in the order of their places
+        return best.values[:, :count], places_RC.gather(1, best.indices[:, :count])
     if on_cpu and num_places > _FEW:
-        order_RK = np.argsort(scores_RV.numpy(), axis=1)[:, : -count - 1 : -1].copy()
+        order_RK = np.argsort(-scores_RV.numpy(), axis=1, kind="stable")[:, :count].copy()
         places_RK = torch.from_numpy(order_RK)
         return scores_RV.gather(1, places_RK), places_RK
-    best = scores_RV.topk(count, dim=1)
-    return best.values, best.indices
+    best = scores_RV.sort(dim=1, descending=True, stable=True)
+    return best.values[:, :count], best.indices[:, :count]
 
 
 def largest_values(scores_RV: torch.Tensor, count: int) -> torch.Tensor:

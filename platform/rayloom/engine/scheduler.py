@@ -15,6 +15,7 @@ from bisect import insort
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+from rayloom.engine.adapter_turns import AdapterTurns, Places
 from rayloom.engine.blocks import BLOCK, blocks_for
 from rayloom.engine.fairness import WaitingQueue
 from rayloom.engine.plan import Limits, Plan, Span
@@ -56,16 +57,18 @@ class Scheduler:
     Args:
         limits: What fits.
         prefix_cache: Whether full blocks (of causal models) and encoder prompts are kept for requests with equal heads.
+        places: For adapters of running groups; None if there is one for every adapter.
 
     Attributes:
         num_preempted: How often a group had to make room.
     """
 
-    def __init__(self, limits: Limits, *, prefix_cache: bool = True) -> None:
+    def __init__(self, limits: Limits, *, prefix_cache: bool = True, places: Places | None = None) -> None:
         self.limits = limits
         self._seating = Seating(limits, prefix_cache=prefix_cache)
         self._tickets: dict[int, Ticket] = {}
         self._waiting = WaitingQueue()
+        self._turns = AdapterTurns(places, patience=limits.max_sequences)
         self._running: list[Ticket] = []
         self.num_preempted = 0
 
@@ -125,7 +128,7 @@ class Scheduler:
             return
         if group.status is Status.RUNNING:
             self._running.remove(ticket)
-            self._seating.vacate(ticket)
+            self._vacate(ticket)
         else:
             self._waiting.remove(ticket.account, group)
         self._waiting.leave(ticket.account, group)
@@ -188,6 +191,7 @@ class Scheduler:
         self._seating.check(self._tickets.values())
         running = [ticket for ticket in self._tickets.values() if ticket.group.status is Status.RUNNING]
         assert self._running == sorted(running, key=_order)
+        self._turns.check([ticket.group for ticket in running])
         assert len(self._running) + len(self._waiting) == len(self._tickets)
 
     def _decode(self, step: _Step) -> int:
@@ -211,7 +215,7 @@ class Scheduler:
         """Preempt from the end of the order until so many blocks are free. False if that hits the group itself."""
         while num_blocks > self._seating.pool.num_free:
             victim = self._running.pop()
-            self._seating.vacate(victim)
+            self._vacate(victim)
             victim.group.status = Status.WAITING
             self._waiting.push(victim.account, victim.group)
             step.preempted.append(victim.group)
@@ -237,19 +241,31 @@ class Scheduler:
         return num_tokens
 
     def _admit(self, step: _Step, budget: int) -> None:
-        """Let waiting groups run, in order. One that does not fit holds up those behind it: its turn comes."""
+        """Let waiting groups run, in order.
+
+        One that does not fit holds up those behind it, until its turn comes. One whose adapter has no place does not:
+        see `adapter_turns`.
+        """
+        self._turns.begin()
         while budget > 0 and self._seating.num_free_slots:
-            group = self._waiting.first()
+            group = self._waiting.first(self._turns.may_run)
             if group is None:
                 return
+            if not self._turns.hold(group):
+                continue
             ticket = self._tickets[group.group_id]
             if not self._seating.seat(ticket):
+                self._turns.let_go(group)
                 return
             self._waiting.remove(ticket.account, group)
             group.status = Status.RUNNING
             insort(self._running, ticket, key=_order)
             step.admitted.append(group)
             budget -= self._prefill(ticket, step, budget)
+
+    def _vacate(self, ticket: Ticket) -> None:
+        self._seating.vacate(ticket)
+        self._turns.let_go(ticket.group)
 
 
 def _is_behind(sequences: Seq[Sequence]) -> bool:

@@ -5,6 +5,7 @@ Shape letters: R rows whose logits a step wants, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from rayloom.engine.choosing import choose, token_scores
 from rayloom.engine.constraints import MaskPool
 from rayloom.engine.events import Done, Event, NewToken
 from rayloom.engine.plan import Plan
-from rayloom.engine.processors import process
+from rayloom.engine.processors import changes_any, process
 from rayloom.engine.request import FinishReason, Group, Hypothesis, Sequence, TokenScore
 from rayloom.engine.rows import RowStates
 from rayloom.engine.scheduler import Scheduler
@@ -96,24 +97,27 @@ class Selector:
             answers[sequence.index] = _hypothesis(group, sequence, "time")
         return tuple(answers[index] for index in sorted(answers))
 
-    def _fork(self, group: Group, parents: Seq[int]) -> None:
-        """Continue the given sequences: rows and constraints follow the cache."""
+    def _fork(self, group: Group, parents: Seq[int]) -> list[tuple[int, int]]:
+        """Continue the given sequences: constraints follow the cache.
+
+        Returns:
+            (target slot, source slot) of rows that are to be copied.
+        """
         old = group.sequences
         copies = self._scheduler.fork(group, parents)
-        if copies:
-            self._states.copy(copies)
         seen: set[int] = set()
         for sequence, parent in zip(group.sequences, parents, strict=True):
             held = old[parent].constraints
             sequence.constraints = tuple(item.fork() for item in held) if parent in seen else held
             seen.add(parent)
+        return copies
 
     def _fanned_out(self, row: _Row) -> list[_Row]:
         """The prompt's last row serves all answers of a request."""
         group, num_answers = row.group, row.group.request.params.num_return_sequences
         if num_answers == 1 or len(row.sequence.tokens) > len(group.request.start_ids):
             return [row]
-        self._fork(group, [0] * num_answers)
+        self._states.copy(self._fork(group, [0] * num_answers))
         slots, indices = zip(*((each.slot, each.index) for each in group.sequences), strict=True)
         self._states.reindex(slots, indices)  # each samples by its own index
         return [_Row(group, sequence, row.row) for sequence in group.sequences]
@@ -121,14 +125,17 @@ class Selector:
     def _select_plain(self, rows: Seq[_Row], logits_RV: torch.Tensor) -> list[Event]:
         raw_RV = _rows_of(logits_RV, [row.row for row in rows])
         slots = [row.sequence.slot for row in rows]
-        scores_RV = self._processed(raw_RV, slots, [row.sequence for row in rows])
+        scored = any(row.group.request.params.logprobs is not None for row in rows)
+        with torch.inference_mode():  # the runner's own tensors are changed only there
+            scores_RV = self._processed(raw_RV, slots, [row.sequence for row in rows], overwrite=not scored)
         tokens_R = choose(scores_RV, slots, self._states)
         tokens = tokens_R.tolist()
+        best = scores_RV.gather(1, tokens_R[:, None])[:, 0].tolist()
         self._states.append(slots, tokens)
         self._score(rows, raw_RV, tokens_R)
         events: list[Event] = []
         for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            if row.sequence.constraints and scores_RV[place, token] == -torch.inf:
+            if row.sequence.constraints and best[place] == -math.inf:
                 # Its constraints contradict each other here: no token may follow.
                 self._answers[row.group.group_id][row.sequence.index] = _hypothesis(row.group, row.sequence, "stop")
             else:
@@ -138,11 +145,13 @@ class Selector:
             events += self._part(group)
         return events
 
-    def _processed(self, scores_RV: torch.Tensor, slots: Seq[int], sequences: Seq[Sequence]) -> torch.Tensor:
+    def _processed(
+        self, scores_RV: torch.Tensor, slots: Seq[int], sequences: Seq[Sequence], *, overwrite: bool = False
+    ) -> torch.Tensor:
         masks = None
         if any(sequence.constraints for sequence in sequences):
             masks = self._mask_pool.collect([sequence.constraints for sequence in sequences])
-        return process(scores_RV, slots, self._states, masks)
+        return process(scores_RV, slots, self._states, masks, overwrite=overwrite)
 
     def _score(self, rows: Seq[_Row], raw_RV: torch.Tensor, tokens_R: torch.Tensor) -> None:
         """Log-probabilities for those that asked."""
@@ -179,7 +188,7 @@ class Selector:
         if not going_on:
             return [Done(group.group_id, tuple(answers[index] for index in sorted(answers)))]
         if len(going_on) < len(group.sequences):
-            self._fork(group, going_on)
+            self._states.copy(self._fork(group, going_on))
         return []
 
     def _select_beams(self, groups: Seq[Seq[_Row]], logits_RV: torch.Tensor) -> list[Event]:
@@ -190,22 +199,28 @@ class Selector:
         steps = advance(searches, raw_RV, [len(rows) for rows in groups], process_rows)
         events: list[Event] = []
         going_on: list[Sequence] = []
+        copies: list[tuple[int, int]] = []
         for rows, search, step in zip(groups, searches, steps, strict=True):
             group = rows[0].group
             if step.done:
                 events.append(Done(group.group_id, tuple(search.hypotheses())))
                 continue
-            self._fork(group, step.parents)
+            copies += self._fork(group, step.parents)
             for sequence, token in zip(group.sequences, step.tokens, strict=True):
                 sequence.tokens.append(token)
                 for constraint in sequence.constraints:
                     constraint.advance(token)
             going_on += group.sequences
+        self._states.copy(copies)  # at once for all groups: each has slots of its own
         self._states.append([each.slot for each in going_on], [each.tokens[-1] for each in going_on])
         self._prepare(going_on)
         return events
 
-    def _beam_process(self, sequences: Seq[Sequence]) -> Process:
+    def _beam_process(self, sequences: Seq[Sequence]) -> Process | None:
+        constrained = any(sequence.constraints for sequence in sequences)
+        if not constrained and not changes_any([each.slot for each in sequences], self._states):
+            return None
+
         def processed(scores_PV: torch.Tensor, rows_P: torch.Tensor) -> torch.Tensor:
             chosen = [sequences[row] for row in rows_P.tolist()]
             return self._processed(scores_PV, [each.slot for each in chosen], chosen)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from llguidance import regex_to_lark
 
-from rayloom.engine.margins import choice_margin, json_margin, regex_margin
+from rayloom.engine.margins import choice_margin, is_plain, json_margin, regex_margin
 from rayloom.engine.vocabulary import Vocabulary
 from rayloom.errors import RequestError
 
@@ -35,11 +35,13 @@ class Wording:
         text: In Lark.
         margin: By how much one token can lengthen the way to the end (see `margins.py`).
         is_wary: Not everything that it allows can be written on to an end: each token is looked at first.
+        is_plain: JSON of which what follows does not depend on finished values (see `margins.py`).
     """
 
     text: str
     margin: int
     is_wary: bool = False
+    is_plain: bool = False
 
 
 def word(kind: Kind, spec: Any, lead: str, forbidden: Sequence[str], vocabulary: Vocabulary) -> Wording:
@@ -76,7 +78,7 @@ def _word_schema(schema: dict[str, Any], lead: str, vocabulary: Vocabulary) -> W
     text = f"{_UNFORCED}start: {begin}\nbody: %json {json.dumps(guided)}\n"
     letters = vocabulary.letters
     wary = letters is not None and not letters.issuperset(_JSON_LETTERS.union(*_texts(schema)))
-    return Wording(text, json_margin(schema), wary)
+    return Wording(text, json_margin(schema), wary, is_plain(schema))
 
 
 def _word_regex(regex: str, lead: str, forbidden: Sequence[str], letters: frozenset[str] | None) -> str:

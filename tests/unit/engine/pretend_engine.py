@@ -34,6 +34,34 @@ class Watch:
     starts: list[int] = field(default_factory=list)
 
 
+class PretendPlaces:
+    """Places for adapters, without adapters.
+
+    Args:
+        count: How many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.num_loaded = count, 0
+        self.residents: list[str] = []
+        self.held: set[str] = set()
+
+    def hold(self, name: str) -> bool:
+        assert name not in self.held
+        if name not in self.residents:
+            if len(self.held) == self.count:
+                return False
+            if len(self.residents) == self.count:
+                self.residents.remove(next(other for other in self.residents if other not in self.held))
+            self.residents.append(name)
+            self.num_loaded += 1
+        self.held.add(name)
+        return True
+
+    def let_go(self, name: str) -> None:
+        self.held.remove(name)
+
+
 class PretendEngine:
     """Steps a scheduler; tokens, forks and ends are drawn at random.
 
@@ -42,6 +70,7 @@ class PretendEngine:
         seed: Of all draws.
         stop_rate: How often a sequence ends before its maximal length.
         thorough: Check every digest and all invariants in every step, not in some.
+        num_places: For adapters; None if there is one for every adapter.
     """
 
     def __init__(
@@ -53,8 +82,10 @@ class PretendEngine:
         thorough: bool = True,
         prefix_cache: bool = True,
         num_token_ids: int = 3,
+        num_places: int | None = None,
     ) -> None:
-        self.limits, self.scheduler = limits, Scheduler(limits, prefix_cache=prefix_cache)
+        self.places = None if num_places is None else PretendPlaces(num_places)
+        self.limits, self.scheduler = limits, Scheduler(limits, prefix_cache=prefix_cache, places=self.places)
         self.draw = random.Random(seed)
         self.live: dict[int, Watch] = {}
         self.num_steps = self.num_preempted = self.num_copied = self.num_encoded = 0
@@ -115,6 +146,8 @@ class PretendEngine:
         assert bool(spans) == bool(self.live), "there is work, so something is computed"
         self._check_order(plan, before, spans)
         self._check_budget(plan, before, spans)
+        if self.places is not None:
+            assert {g.request.adapter for g in self._running()} - {None} == self.places.held
         for own in spans.values():
             _check_group(own)
         places = [self._place(span.sequence, at) for span in plan.spans for at in _positions(span)]

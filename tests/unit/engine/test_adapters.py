@@ -21,7 +21,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rayloom.engine.adapter_files import Adapter, read_adapter
-from rayloom.engine.adapter_tiles import LoraTable, add_tiles, tile_rows
+from rayloom.engine.adapter_rows import StepRows
 from rayloom.engine.adapters import LoraBank, adaptable_layers
 from rayloom.errors import ModelError, RequestError
 from tests.fakes import VOCABULARY, tiny_model
@@ -29,7 +29,6 @@ from tests.fakes import VOCABULARY, tiny_model
 torch.set_num_threads(1)
 
 FAMILIES = ("t5", "gpt2", "gpt_neo", "llama")
-CPU = torch.device("cpu")
 LAYERS = {"layers.0.q": (6, 5), "layers.0.k": (6, 3), "layers.1.q": (7, 4)}
 """Of a made-up base, for tests of the bank alone."""
 
@@ -96,7 +95,8 @@ def _served_by(bank: LoraBank, model: Any, adapters_B: torch.Tensor) -> Iterator
         def hook(_: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             length = output.shape[1]
             adapters_T = per_length.setdefault(length, adapters_B.repeat_interleave(length))
-            bank.add(name, inputs[0].flatten(0, 1), output.view(-1, output.shape[-1]), adapters_T)
+            y_TO = output.view(-1, output.shape[-1])
+            bank.add(((name, 0, y_TO.shape[1]),), inputs[0].flatten(0, 1), y_TO, StepRows(adapters_T))
 
         return hook
 
@@ -127,7 +127,8 @@ def test_mixed_batch_equals_peft_with_each_adapter_alone(family: str, tmp_path: 
             for number, model in enumerate(alone):
                 wanted_BLV = model(**inputs).logits
                 mine = which == number
-                torch.testing.assert_close(served_BLV[mine], wanted_BLV[mine], rtol=1e-4, atol=1e-5)
+                # PEFT's own logits differ from float64's by up to 2e-5 here.
+                torch.testing.assert_close(served_BLV[mine], wanted_BLV[mine], rtol=1e-4, atol=1e-4)
         assert torch.equal(served_BLV[which == 0], plain_BLV[which == 0])
         changed = (served_BLV - plain_BLV).abs().amax((1, 2))
         assert (changed[which > 0] > 1e-3).all()
@@ -143,75 +144,6 @@ def test_output_head_is_not_adaptable() -> None:
     names = adaptable_layers(_model("llama"))
     assert names["model.layers.0.mlp.down_proj"] == (64, 32)
     assert "lm_head" not in names
-
-
-# ---- tiles, against a loop over rows ----
-
-
-def _random_table(rng: torch.Generator, most: int, shape: tuple[int, int, int], dtype: torch.dtype) -> LoraTable:
-    rank, width_in, width_out = shape
-    downs = torch.randn(most, rank, width_in, generator=rng).to(dtype)
-    ups = torch.randn(most, rank, width_out, generator=rng).to(dtype)
-    return LoraTable(downs, ups, frozenset(range(most)))
-
-
-def _row_by_row(table: LoraTable, x_TI: torch.Tensor, y_TO: torch.Tensor, adapters: list[int]) -> torch.Tensor:
-    wanted_TO = y_TO.clone()
-    for row, adapter in enumerate(adapters):
-        if adapter >= 0:
-            downs, ups = table.downs_MRI[adapter].double(), table.ups_MRO[adapter].double()
-            wanted_TO[row] = (y_TO[row].double() + (downs @ x_TI[row].double()) @ ups).float()
-    return wanted_TO
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.int32)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_tiles_equal_a_loop_over_rows(dtype: torch.dtype, tolerance: float) -> None:
-    rng, numbers = torch.Generator().manual_seed(2), np.random.default_rng(2)
-    heights = set()
-    for _ in range(100):
-        most, rows = int(numbers.integers(1, 9)), int(numbers.integers(1, 60))
-        occurring = numbers.choice(np.arange(-1, most), int(numbers.integers(1, most + 2)), replace=False)
-        adapters = numbers.choice(occurring, rows)
-        if numbers.random() < 0.3:
-            adapters.sort()
-        width_in, width_out, rank = (int(n) for n in numbers.integers(1, 40, 3))
-        table = _random_table(rng, most, (rank, width_in, width_out), dtype)
-        x_TI = torch.randn(rows, width_in, generator=rng)
-        fused = torch.randn(rows, width_out + 7, generator=rng)
-        y_TO, rest = fused[:, 3 : 3 + width_out], fused[:, 3 + width_out :].clone()
-        base = torch.from_numpy(adapters < 0)
-        x_TI[base] = float("nan")  # must not reach other rows
-        y_TO[base, 0] = -0.0
-        before, wanted_TO = y_TO.clone(), _row_by_row(table, x_TI, y_TO, adapters.tolist())
-        tiles = tile_rows(adapters, CPU)
-        if tiles is None:
-            assert base.all()
-            continue
-        heights.add(tiles.height)
-        add_tiles(table, tiles, x_TI, y_TO)
-        torch.testing.assert_close(y_TO, wanted_TO, rtol=tolerance, atol=tolerance * (width_in * rank) ** 0.5)
-        assert torch.equal(_bits(y_TO[base]), _bits(before[base]))
-        assert torch.equal(fused[:, 3 + width_out :], rest)
-    assert len(heights) > 5
-
-
-def test_tiles_of_one_long_prompt_among_single_rows_stay_few() -> None:
-    adapters = np.array([0] * 300 + list(range(32)))
-    tiles = tile_rows(adapters, CPU)
-    assert tiles is not None
-    assert tiles.num_tiles * tiles.height < 2 * len(adapters)
-    assert tiles.num_tiles < 100
-
-
-def test_one_adapter_for_all_rows_needs_no_copies() -> None:
-    tiles = tile_rows(np.zeros(20, np.int64), CPU)
-    assert tiles is not None
-    assert (tiles.num_tiles, tiles.height) == (1, 20)
-    assert (tiles.adapters_K, tiles.rows_P, tiles.places_A, tiles.targets_A) == (None, None, None, None)
 
 
 # ---- the bank, against plain matrices ----
@@ -256,7 +188,7 @@ def _assert_adds(bank: LoraBank, by_index: Mapping[int, Plain], seed: int, rows:
         for row, index in enumerate(adapters_T.tolist()):
             if index >= 0 and name in by_index[index].changes:
                 wanted_TO[row] += by_index[index].changes[name] @ x_TI[row]
-        bank.add(name, x_TI, y_TO, adapters_T)
+        bank.add(((name, 0, width_out),), x_TI, y_TO, StepRows(adapters_T))
         torch.testing.assert_close(y_TO, wanted_TO, rtol=1e-4, atol=1e-4)
 
 
@@ -268,10 +200,11 @@ class Play:
         self.bank = LoraBank(3, 9, LAYERS)
         self.known: dict[str, Plain] = {}
         self.in_use: list[str] = []
+        self.held: list[str] = []
 
     @property
     def full(self) -> bool:
-        return len(set(self.in_use)) == 3
+        return len(set(self.held)) == 3
 
     def load(self, name: str, step: int) -> None:
         layers = tuple(self.numbers.choice(list(LAYERS), int(self.numbers.integers(1, 4)), replace=False))
@@ -280,7 +213,7 @@ class Play:
         if name in self.in_use:
             with pytest.raises(ModelError, match="in use"):
                 self.bank.load(name, new.folder)
-        elif self.full:
+        elif self.full and name not in self.bank.residents:
             with pytest.raises(RequestError, match="all 3 places"):
                 self.bank.load(name, new.folder)
         else:
@@ -291,16 +224,24 @@ class Play:
         if name not in self.known:
             with pytest.raises(RequestError, match="no adapter"):
                 self.bank.acquire(name)
-        elif name in self.in_use or not self.full:
+        else:
             self.bank.acquire(name)
             self.in_use.append(name)
-        else:
-            with pytest.raises(RequestError, match="has to wait"):
-                self.bank.acquire(name)
+
+    def hold(self, _: str, __: int) -> None:
+        if self.in_use:
+            name = str(self.numbers.choice(self.in_use))
+            assert self.bank.hold(name) is (name in self.held or not self.full)
+            self.held += [name] * (name in self.held or not self.full)
+
+    def let_go(self, _: str, __: int) -> None:
+        if self.held:
+            self.bank.let_go(self.held.pop(int(self.numbers.integers(0, len(self.held)))))
 
     def release(self, _: str, __: int) -> None:
-        if self.in_use:
-            self.bank.release(self.in_use.pop(int(self.numbers.integers(0, len(self.in_use)))))
+        if idle := sorted(set(self.in_use) - set(self.held)):
+            self.in_use.remove(idle[0])
+            self.bank.release(idle[0])
 
     def evict(self, name: str, _: int) -> None:
         if name in self.in_use:
@@ -313,17 +254,19 @@ class Play:
     def check(self, step: int) -> None:
         assert self.bank.names == tuple(sorted(self.known))
         assert len(self.bank.residents) <= 3
-        assert set(self.in_use) <= set(self.bank.residents) <= set(self.known)
+        assert set(self.held) <= set(self.bank.residents) <= set(self.known)
         _assert_adds(self.bank, {self.bank.index(name): self.known[name] for name in self.bank.residents}, step)
 
 
 def test_bank_under_random_loads_evictions_and_use(tmp_path: Path) -> None:
     play = Play(tmp_path)
-    actions = (play.load, play.acquire, play.release, play.evict)
-    for step in range(200):
-        action = actions[play.numbers.choice(4, p=[0.3, 0.4, 0.2, 0.1])]
+    actions = (play.load, play.acquire, play.hold, play.let_go, play.release, play.evict)
+    for step in range(300):
+        action = actions[play.numbers.choice(6, p=[0.25, 0.2, 0.2, 0.15, 0.1, 0.1])]
         action(f"a{play.numbers.integers(0, 6)}", step)
         play.check(step)
+    while play.held:
+        play.let_go("", 0)
     while play.in_use:
         play.release("", 0)
     for name in list(play.known):
@@ -336,19 +279,20 @@ def test_longest_idle_adapter_makes_room_and_comes_back(tmp_path: Path) -> None:
     plain = {name: _plain(tmp_path / name, seed) for seed, name in enumerate("abc")}
     for name in "ab":
         bank.load(name, plain[name].folder)
-    bank.acquire("a")
-    bank.release("a")
+    bank.hold("a")
+    bank.let_go("a")
     bank.load("c", plain["c"].folder)
     assert bank.residents == ("a", "c")
     with pytest.raises(RequestError, match="'b' is not in memory"):
         bank.index("b")
-    index = bank.acquire("b")
+    assert bank.hold("b")
+    index = bank.index("b")
     assert bank.residents == ("c", "b")
     assert bank.names == ("a", "b", "c")
     _assert_adds(bank, {index: plain["b"]}, 4)
     _plain(plain["a"].folder, 9)  # other weights
     with pytest.raises(ModelError, match="has changed since adapter 'a' was loaded"):
-        bank.acquire("a")
+        bank.hold("a")
     _assert_adds(bank, {bank.index("c"): plain["c"], index: plain["b"]}, 6)
 
 
@@ -373,14 +317,15 @@ def test_layers_that_no_adapter_of_the_step_changes_are_left_alone(tmp_path: Pat
     adapters_T = torch.full((4,), q_only)
     for name in ("layers.0.k", "layers.1.q", "lm_head"):
         nothing = torch.empty(0)  # would fail if it were used
-        bank.add(name, nothing, nothing, adapters_T)
+        bank.add(((name, 0, 5),), nothing, nothing, StepRows(adapters_T))
 
 
 def test_loading_while_a_step_runs_does_not_disturb_it(tmp_path: Path) -> None:
     bank = LoraBank(3, 8, LAYERS)
     plain = {n: _plain(tmp_path / str(n), n, rank=1 + n % 8) for n in range(12)}
     bank.load("0", plain[0].folder)
-    index = bank.acquire("0")
+    bank.hold("0")
+    index = bank.index("0")
     done, errors = threading.Event(), []
 
     def step() -> None:

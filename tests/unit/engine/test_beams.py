@@ -17,7 +17,6 @@ from transformers.generation import (
 )
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from rayloom.engine.beam_candidates import top_scores
 from rayloom.engine.beams import BeamSearch, advance
 from rayloom.engine.request import EngineRequest, Hypothesis, Params
 from rayloom.errors import RequestError
@@ -218,16 +217,3 @@ def test_what_does_not_fit_together_is_refused(settings: dict[str, Any]) -> None
 
 def test_no_searches_is_no_work() -> None:
     assert advance([], torch.zeros(0, 5), [], lambda scores_RV, _: scores_RV) == []
-
-
-@pytest.mark.parametrize("vocab_size", [1, 63, 64, 1000, 1024, 5003])
-@pytest.mark.parametrize("num_best", [1, 4, 8])
-def test_top_scores_are_those_of_topk(vocab_size: int, num_best: int) -> None:
-    torch.manual_seed(vocab_size)
-    scores_RV = torch.randn(5, vocab_size)
-    scores_RV[1, vocab_size // 2 :] = -torch.inf
-    values_RK, ids_RK = top_scores(scores_RV, num_best)
-    expected_RK = scores_RV.topk(min(num_best, vocab_size))[0]
-    assert torch.equal(values_RK, expected_RK)
-    assert torch.equal(scores_RV.gather(1, ids_RK), expected_RK)
-    assert all(len(set(row)) == len(row) for row in ids_RK.tolist())

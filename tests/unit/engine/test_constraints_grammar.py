@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from rayloom.engine.brackets import Brackets
 from rayloom.engine.grammar import Frame, GrammarConstraint, compile_grammar
 from rayloom.engine.masks import tokens_of
 from rayloom.engine.vocabulary import Vocabulary
@@ -144,6 +145,38 @@ def test_every_spelling_of_a_text_is_let_through(kind: str, vocabulary: Vocabula
             : len(written) + len(piece) + (bool(vocabulary.drops_space) and not written and piece[:1] != b" ")
         ]
     assert tokens_of(constraint.mask()) == list(vocabulary.eos_ids)
+
+
+def test_masks_do_not_depend_on_what_others_wrote() -> None:
+    """Ways to the end are shared by requests of one grammar: each sees the masks that it would have seen alone."""
+    tokenizer, rng = tokenizer_of("byte_level"), random.Random(16)
+    rows = {"type": "object", "properties": {"rows": {"type": "array", "items": PERSON}}, "required": ["rows"]}
+    for schema in (PERSON, SCHEMAS[1], SCHEMAS[2], SCHEMAS[4], rows):
+        shared = vocabulary_of("byte_level")
+        for left in (90, 75, 90):
+            alone = read_vocabulary(tokenizer, len(tokenizer) + 9, [tokenizer.eos_token_id])
+            pair = [
+                compile_grammar("json_schema", schema, each, Frame(max_new_tokens=left)) for each in (shared, alone)
+            ]
+            for _ in range(left):
+                allowed, expected = (tokens_of(constraint.mask()) for constraint in pair)
+                assert allowed == expected
+                token = rng.choice(allowed)
+                if token in shared.eos_ids:
+                    break
+                for constraint in pair:
+                    constraint.advance(token)
+            assert all(constraint.is_complete for constraint in pair)
+
+
+def test_an_outline_keeps_what_decides() -> None:
+    text = b'{ "a\\"b" : "x, [" ,\n"c":[ 12, -3.50,{"d":"' + b"y"
+    for counts, outline in ((True, b'{"a\\"b":"","c":[0,-0.0,{"d":"'), (False, b'{"a\\"b":"","c":[,{"d":"')):
+        brackets = Brackets(counts=counts)
+        for byte in text:
+            brackets.write(bytes((byte,)))
+        assert (brackets.outline, brackets.depth, brackets.quoted) == (outline, 3, True)
+        assert text[brackets.opened :] == b'"y'
 
 
 def test_a_prefix_is_part_of_the_answer(kind: str, vocabulary: Vocabulary) -> None:

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from rayloom.engine import kernels
 from rayloom.engine.kernels.build import BuildError, build
+from rayloom.engine.masks import mask_from_flags
+from rayloom.engine.processors import apply_masks
 
 SIZES = [(0, 8), (1, 1), (1, 64), (3, 17), (5, 100), (33, 576), (70, 1536)]
 
@@ -100,6 +103,28 @@ def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):
     assert not list(tmp_path.rglob("*.so"))
 
 
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 97, 1024, 50257])
+def test_masks(size, monkeypatch):
+    """The kernel and the plain path, for rows between others and masks longer than need be."""
+    generator = np.random.default_rng(size)
+    shares = (0.0, 0.01, 0.5, 0.99, 1.0)
+    flags = [np.zeros(-(-size // 32) * 32 + 64, dtype=np.bool_) for _ in shares]
+    for flag, share in zip(flags, shares, strict=True):
+        flag[:size] = generator.random(size) < share
+    masks = [mask_from_flags(flag) if place != 2 else None for place, flag in enumerate(flags)]
+    scores_RV = draw(len(shares), size)
+    wanted_RV = scores_RV.clone()
+    for place in (0, 1, 3, 4):
+        wanted_RV[place, ~torch.from_numpy(flags[place][:size])] = -torch.inf
+    wide = draw(len(shares), size + 5)
+    wide[:, :size] = scores_RV
+    kept = wide[:, size:].clone()
+    assert torch.equal(apply_masks(wide[:, :size], masks), wanted_RV)
+    assert torch.equal(wide[:, size:], kept)
+    monkeypatch.setattr(kernels, "native", lambda: None)
+    assert torch.equal(apply_masks(scores_RV, masks), wanted_RV)
+
+
 def run_here(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command], env={**os.environ, **environment}, capture_output=True, text=True, check=False
@@ -127,6 +152,7 @@ def test_lesser_instruction_sets(flags):
     """The same tests on what such a CPU would run. (No flag can show more than this machine has.)"""
     if not kernels.available():
         pytest.skip("no kernels on this machine")
-    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("attention", "linear", "kernels")]
+    names = ("attention", "linear", "kernels", "adapter_rows")
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in names]
     result = run_here({"RAYLOOM_KERNELS_FLAGS": flags}, "-m", "pytest", "-q", "-m", "not slow", *files)
     assert result.returncode == 0, result.stdout[-3000:]

@@ -27,7 +27,7 @@ def draw_request(draw: random.Random, *, seq2seq: bool, longest: int = 60) -> En
         new=draw.choice([draw.randint(1, 20), draw.randint(20, 140)]),
         answers=draw.randint(2, 4) if kind == "answers" else 1,
         beams=draw.randint(2, 4) if kind == "beams" else 1,
-        adapter=draw.choice([None, "a"]),
+        adapter=draw.choice([None, None, "a", "a", "b", "c"]),
         priority=draw.choice([0, 0, 0, 1, -1]),
         owner=draw.choice("xyz"),
     )
@@ -50,7 +50,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.seq2seq = seq2seq
         draw = random.Random(seed)
         limits, stop_rate = draw_limits(draw), draw.choice([0.0, 0.0, 0.01, 0.1])
-        self.engine = PretendEngine(limits, seed=seed, stop_rate=stop_rate, prefix_cache=prefix_cache)
+        num_places = draw.choice([None, 1, 2])
+        self.engine = PretendEngine(
+            limits, seed=seed, stop_rate=stop_rate, prefix_cache=prefix_cache, num_places=num_places
+        )
 
     @rule(seed=st.integers(0, 2**32), count=st.integers(1, 8))
     def add(self, seed: int, count: int) -> None:
@@ -324,6 +327,54 @@ def test_under_constant_load_nobody_waits_for_ever(seed: int) -> None:
     waits = [(watch.finished_at or engine.num_steps) - watch.added_at for watch in watches]
     assert len(watches) > 100
     assert max(waits) < 250
+
+
+def test_a_group_without_a_place_for_its_adapter_waits_and_others_go_on() -> None:
+    engine = PretendEngine(Limits(num_blocks=100, max_sequences=4), stop_rate=0.0, num_places=1)
+    first = engine.add(make_request([1], new=50, adapter="a"))
+    engine.step()
+    waiting = engine.add(make_request([1], new=2, adapter="b"))
+    others = [engine.add(make_request([1], new=2, adapter=adapter)) for adapter in ("a", None, None)]
+    for _ in range(5):
+        engine.step()
+    assert waiting.admitted_at is None
+    assert all(other.finished_at for other in others)
+    engine.cancel(first.group.group_id)
+    engine.step()
+    assert waiting.group.status is Status.RUNNING
+    engine.run()
+    assert_empty(engine.scheduler)
+
+
+@pytest.mark.parametrize("num_places", [1, 2])
+def test_streams_of_held_adapters_do_not_starve_others(num_places: int) -> None:
+    limits = Limits(num_blocks=100, max_sequences=4)
+    engine = PretendEngine(limits, stop_rate=0.0, num_places=num_places)
+    held = "ad"[:num_places]
+    engine.add(make_request([1], new=20, adapter="a"))
+    engine.step()
+    rare = [engine.add(make_request([2], new=20, adapter=adapter, owner="rare")) for adapter in "bcb"]
+    plain = []
+    for step in range(400):
+        if step % 4 == 0:
+            # Its own owner comes first again and again, so that fair queueing alone would not help.
+            adapter = held[step // 4 % num_places]
+            engine.add(make_request([1], new=10, adapter=adapter, owner="rare" if step % 8 else f"new {step}"))
+        if step % 16 == 0:
+            plain.append(engine.add(make_request([3], new=2, owner="plain")))
+        engine.step()
+    assert all(watch.finished_at is not None for watch in rare)
+    assert max((watch.finished_at or 400) - watch.added_at for watch in plain) < 60
+
+
+def test_adapters_in_turn_are_not_loaded_for_each_request() -> None:
+    engine = PretendEngine(Limits(num_blocks=400, max_sequences=8), stop_rate=0.0, num_places=1)
+    for place in range(48):
+        engine.add(make_request([place], new=4, adapter="abc"[place % 3]))
+    engine.run()
+    assert engine.places is not None
+    assert engine.places.num_loaded <= 9
+    assert_empty(engine.scheduler)
 
 
 def test_limits_that_could_not_hold_a_step_are_refused() -> None:

@@ -34,7 +34,7 @@ def soak(engine: PretendEngine, draw: random.Random, num_requests: int, *, seq2s
 def test_soak(seq2seq: bool) -> None:
     draw = random.Random(1)
     limits = Limits(num_blocks=60, max_sequences=32, max_step_tokens=128, max_prefill_tokens=64)
-    engine = PretendEngine(limits, seed=1, stop_rate=0.005, thorough=False)
+    engine = PretendEngine(limits, seed=1, stop_rate=0.005, thorough=False, num_places=2)
     sizes = []
     for _ in range(4):
         soak(engine, draw, NUM_REQUESTS // 4, seq2seq=seq2seq)

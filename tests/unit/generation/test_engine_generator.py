@@ -15,7 +15,7 @@ import torch
 from rayloom.config import GenerationConfig, LoraConfig
 from rayloom.engine import Engine, EngineOptions
 from rayloom.engine.batch import StepBatch
-from rayloom.errors import EngineError, RequestError
+from rayloom.errors import EngineError, ModelError, RequestError
 from rayloom.generation.engine_generator import EngineGenerator
 from rayloom.generation.resolving import Addressing
 from rayloom.generation.transformers_generator import TransformersGenerator
@@ -172,6 +172,17 @@ def test_a_failure_reaches_its_requests_and_nobody_later(engine: EngineGenerator
     assert engine.generate([request], batch_size=1) == expected
 
 
+def make_adapted(family: str, seed: int, folder: Path) -> TransformersGenerator:
+    """The family's model with a random adapter, which is saved."""
+    own = make_generator(family)
+    torch.manual_seed(seed)
+    model = attach_lora(own.model, LoraConfig(r=4 * (seed + 1)), family_of(own.model.config))
+    for parameter in (each for each in model.parameters() if each.requires_grad):
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.eval().save_pretrained(folder)
+    return TransformersGenerator(model, own.tokenizer, seq2seq=family == "t5")
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "llama", "t5"])
 def test_adapters_and_the_base_share_a_batch(family: str, tmp_path: Path) -> None:
     base = make_generator(family)
@@ -181,14 +192,8 @@ def test_adapters_and_the_base_share_a_batch(family: str, tmp_path: Path) -> Non
                 for _ in range(6)]  # fmt: skip
     expected = {None: base.generate(requests, batch_size=1)}
     for seed, name in enumerate(["one", "two"]):
-        own = make_generator(family)
-        torch.manual_seed(seed)
-        model = attach_lora(own.model, LoraConfig(r=4 * (seed + 1)), family_of(own.model.config))
-        for parameter in (each for each in model.parameters() if each.requires_grad):
-            torch.nn.init.normal_(parameter, std=0.3)
-        model.eval().save_pretrained(tmp_path / name)
+        adapted = make_adapted(family, seed, tmp_path / name)
         core(engine).load_adapter(name, tmp_path / name)
-        adapted = TransformersGenerator(model, own.tokenizer, seq2seq=family == "t5")
         expected[name] = adapted.generate(requests, batch_size=1)
     assert len({str(outputs) for outputs in expected.values()}) == 3
 
@@ -205,3 +210,43 @@ def test_adapters_and_the_base_share_a_batch(family: str, tmp_path: Path) -> Non
         gone = EngineGenerator(engine.service, engine.resolver, Addressing(adapter=unknown))
         with pytest.raises(RequestError, match=unknown):
             gone.generate(requests, batch_size=1)
+
+
+def test_more_adapters_than_places_take_turns(tmp_path: Path) -> None:
+    options = EngineOptions(max_sequences=3, max_adapters=1, debug=True)
+    engine = make_engine_generator(make_generator("llama"), options)
+    names, draw = ("one", "two", "three"), random.Random(5)
+    requests = [request_of(engine, " ".join(draw.choices(WORDS, k=3)), max_new_tokens=8) for _ in range(4)]
+    for seed, name in enumerate(names):
+        make_adapted("llama", seed, tmp_path / name)
+        core(engine).load_adapter(name, tmp_path / name)
+    sides = {
+        name: EngineGenerator(engine.service, engine.resolver, Addressing(adapter=name)) for name in (*names, None)
+    }
+    alone = {name: [side.generate([each], batch_size=1)[0] for each in requests] for name, side in sides.items()}
+    assert len({str(outputs) for outputs in alone.values()}) == 4
+
+    async def all_at_once() -> list[Any]:
+        return await asyncio.gather(*(side.generate_async(each) for each in requests for side in sides.values()))
+
+    found = asyncio.run(all_at_once())
+    wanted = [alone[name][place] for place in range(len(requests)) for name in sides]
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert [each.token_ids for each in ours.sequences] == [each.token_ids for each in theirs.sequences]
+
+
+def test_an_adapter_that_cannot_be_read_again_fails_its_own_requests_only(tmp_path: Path) -> None:
+    engine = make_engine_generator(make_generator("llama"), EngineOptions(max_adapters=1, debug=True))
+    for seed, name in enumerate(("gone", "here")):
+        make_adapted("llama", seed, tmp_path / name)
+        core(engine).load_adapter(name, tmp_path / name)
+    (tmp_path / "gone" / "adapter_config.json").unlink()
+    gone, here = (
+        EngineGenerator(engine.service, engine.resolver, Addressing(adapter=name)) for name in ("gone", "here")
+    )
+    request = request_of(engine, "river", max_new_tokens=4)
+    expected = here.generate([request], batch_size=1)
+    with pytest.raises(ModelError, match="holds no adapter"):
+        gone.generate([request], batch_size=1)
+    assert here.generate([request], batch_size=1) == expected
+    wait_for(lambda: not core(engine).has_work)

@@ -7,14 +7,17 @@ Shape letters: T tokens of the step, I features, H heads, D head size, R rotated
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
 from rayloom.engine.kernels.library import native
 
 __all__ = [
+    "apply_masks",
     "available",
     "gelu_new",
     "gelu_new_mul",
@@ -27,6 +30,29 @@ __all__ = [
     "silu_mul",
     "silu_mul_torch",
 ]
+
+
+def apply_masks(scores_RV: torch.Tensor, rows: npt.NDArray[np.int64], masks: Sequence[npt.NDArray[np.uint32]]) -> bool:
+    """Set scores of some rows to -inf IN PLACE where their masks have no bit.
+
+    Args:
+        scores_RV: float32, values of a row end to end.
+        rows: Which.
+        masks: Of each of these rows: token t is allowed where bit t % 32 of word t // 32 is set.
+
+    Returns:
+        Whether it is done: False where only the caller's plain path can do it.
+    """
+    library, width = native(), scores_RV.shape[1]
+    if library is None or not scores_RV.is_cpu or scores_RV.dtype is not torch.float32 or scores_RV.stride(1) != 1:
+        return False
+    words = [np.ascontiguousarray(mask, dtype=np.uint32) for mask in masks]
+    assert all(32 * len(mask) >= width for mask in words)
+    pointers = np.array([mask.ctypes.data for mask in words], dtype=np.uintp)
+    places = np.ascontiguousarray(rows, dtype=np.int64)
+    target = scores_RV.data_ptr(), scores_RV.stride(0), places.ctypes.data, pointers.ctypes.data
+    library.apply_masks(*target, len(words), width)
+    return True
 
 
 def available() -> bool:

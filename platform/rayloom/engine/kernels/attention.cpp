@@ -45,21 +45,6 @@ struct Scratch {
     std::vector<float> queries, scores, mixed;
 };
 
-// Two bfloat16 next to each other are one 32-bit word: a shift gives the first, a mask the second. That is half the
-// work of widening sixteen at a time; what it gives is 16 even and 16 odd places, put in order at the end.
-INLINE void load_pairs(const bf16* p, f16& even, f16& odd) {
-    u16 words;
-    memcpy(&words, p, 64);
-    even = (f16)(words << 16);
-    odd = (f16)(words & 0xffff0000u);
-}
-INLINE f16 low_pairs(f16 even, f16 odd) {
-    return __builtin_shuffle(even, odd, (i16){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
-}
-INLINE f16 high_pairs(f16 even, f16 odd) {
-    return __builtin_shuffle(even, odd, (i16){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
-}
-
 // Floats that one feature of a query takes in the scratch: for bfloat16 keys it is spread over half a register.
 template <typename T>
 constexpr int SPREAD = 1;
@@ -363,6 +348,18 @@ extern "C" void write_kv(const float* keys, int64_t key_stride, const float* val
     else
         write(keys, key_stride, values, value_stride, slots, static_cast<float*>(key_cache),
               static_cast<float*>(value_cache), num_tokens, num_heads, dim);
+}
+
+// Whole blocks of several tensors of blocks; no target is a source.
+extern "C" void copy_blocks(char* const* tensors, int num_tensors, int64_t block_bytes, const int64_t* sources,
+                            const int64_t* targets, int num_pairs) {
+    const int num_units = num_tensors * num_pairs;
+#pragma omp parallel for schedule(static) num_threads(threads_for(num_units * block_bytes, 1 << 20))
+    for (int unit = 0; unit < num_units; unit++) {
+        char* tensor = tensors[unit / num_pairs];
+        const int pair = unit % num_pairs;
+        memcpy(tensor + targets[pair] * block_bytes, tensor + sources[pair] * block_bytes, block_bytes);
+    }
 }
 
 extern "C" void paged_attention(float* out, const float* queries, int64_t query_stride, const void* keys,

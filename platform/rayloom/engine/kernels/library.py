@@ -25,7 +25,13 @@ _SIGNATURES = {
     "silu_mul": (_POINTER, _POINTER, _INT, _INT),
     "gelu_new_mul": (_POINTER, _POINTER, _INT, _INT),
     "gelu_new": (_POINTER, _LONG),
-    "linear_int8": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _INT),
+    "apply_masks": (_POINTER, _LONG, _POINTER, _POINTER, _INT, _INT),
+    "linear_int8": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _INT),
+    "lora_add": (_POINTER, _POINTER, _POINTER, _POINTER),
+    "log_softmax": (_POINTER, _POINTER, _INT, _INT),
+    "largest_rows": (_POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _INT),
+    "copy_blocks": (_POINTER, _INT, _LONG, _POINTER, _POINTER, _INT),
+    "linear_fp32": (_POINTER, _POINTER, _POINTER, _LONG, _POINTER, _INT, _INT, _INT),
     "linear_bf16": (_POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _INT),
 }
 

@@ -253,12 +253,13 @@ struct Buffer {
 // Rows 80 % of a page apart would share cache sets; one line more spreads them. Rows are padded to whole tiles.
 INLINE int64_t stride_for(int64_t bytes) { return bytes % 1024 == 0 ? bytes + 64 : bytes; }
 
-// Returns the row's scale; q = round(x * 127 / largest). The largest is found on bit patterns: that keeps nan.
-float quantise(const float* RESTRICT x, int n, int depth, int8_t* RESTRICT q) {
+// Returns the row's scale; q = round(x * factors * 127 / largest). The largest is found on bit patterns: that keeps nan.
+float quantise(const float* RESTRICT x, const float* RESTRICT factors, int n, int depth, int8_t* RESTRICT q) {
     uint32_t bits = 0;
     for (int i = 0; i < n; i++) {
         uint32_t word;
-        memcpy(&word, x + i, 4);
+        const float value = x[i] * factors[i];
+        memcpy(&word, &value, 4);
         word &= 0x7fffffffu;
         bits = word > bits ? word : bits;
     }
@@ -267,7 +268,7 @@ float quantise(const float* RESTRICT x, int n, int depth, int8_t* RESTRICT q) {
     const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
     // Adding 1.5 * 2^23 rounds to nearest even; the low byte of the sum is the integer.
     for (int i = 0; i < n; i++) {
-        const float shifted = x[i] * inverse + 12582912.0f;
+        const float shifted = x[i] * factors[i] * inverse + 12582912.0f;
         uint32_t word;
         memcpy(&word, &shifted, 4);
         q[i] = int8_t(word);
@@ -332,12 +333,13 @@ static float* row_scales(int rows) {
     return reinterpret_cast<float*>(buffer.at_least(sizeof(float) * size_t(rows)));
 }
 
-extern "C" void linear_int8(float* out, const float* x, const void* weights, const float* scales, const float* bias,
+extern "C" void linear_int8(float* out, const float* x, const float* factors, const void* weights, const float* scales, const float* bias,
                             int rows, int in_features, int depth, int width) {
     const Shape s = {rows, width, depth};
     float* row_scale = row_scales(rows);
     const auto prepare = [=](int row, char* target) {
-        row_scale[row] = quantise(x + int64_t(row) * in_features, in_features, depth, reinterpret_cast<int8_t*>(target));
+        row_scale[row] = quantise(x + int64_t(row) * in_features, factors, in_features, depth,
+                                  reinterpret_cast<int8_t*>(target));
     };
     // Scales and bias are padded to whole panels.
     const auto finish = [=](int row, int count, int panel, const int32_t* sums) {

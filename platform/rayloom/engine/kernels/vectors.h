@@ -57,6 +57,21 @@ INLINE float largest(f16 x) {
     return lanes[0];
 }
 
+// Two bfloat16 next to each other are one 32-bit word: a shift gives the first, a mask the second. That is half the
+// work of widening sixteen at a time; what it gives is 16 even and 16 odd places, put in order at the end.
+INLINE void load_pairs(const bf16* p, f16& even, f16& odd) {
+    u16 words;
+    memcpy(&words, p, 64);
+    even = (f16)(words << 16);
+    odd = (f16)(words & 0xffff0000u);
+}
+INLINE f16 low_pairs(f16 even, f16 odd) {
+    return __builtin_shuffle(even, odd, (i16){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
+}
+INLINE f16 high_pairs(f16 even, f16 odd) {
+    return __builtin_shuffle(even, odd, (i16){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+}
+
 // e^x to about one unit in the last place (Cephes' polynomial); 0 below -87, held at e^88 above.
 INLINE f16 exponential(f16 x) {
     const f16 magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from transformers import PreTrainedModel
 
 from rayloom.engine.linear import Precision
 from rayloom.engine.runners import gpt, llama, t5
 from rayloom.engine.runners.base import Runner
+from rayloom.engine.runners.calibration import activation_peaks
 from rayloom.engine.runners.gate import check_parity
 from rayloom.engine.runners.generic import GenericRunner
+from rayloom.engine.runners.weights import Packing
 
 __all__ = ["Runner", "build_runner", "check_parity"]
+
+
+_RUNNERS: tuple[tuple[Any, Callable[..., Runner]], ...] = (
+    (llama, llama.LlamaRunner),
+    (gpt, gpt.GptRunner),
+    (t5, t5.T5Runner),
+)
 
 
 def build_runner(model: PreTrainedModel, *, num_blocks: int, precision: Precision) -> Runner:
@@ -28,10 +40,8 @@ def build_runner(model: PreTrainedModel, *, num_blocks: int, precision: Precisio
     Raises:
         ModelError: The precision is not offered for this model.
     """
-    if llama.understands(model):
-        return llama.LlamaRunner(model, num_blocks=num_blocks, precision=precision)
-    if gpt.understands(model):
-        return gpt.GptRunner(model, num_blocks=num_blocks, precision=precision)
-    if t5.understands(model):
-        return t5.T5Runner(model, num_blocks=num_blocks, precision=precision)
+    for family, runner in _RUNNERS:
+        if family.understands(model):
+            packing = Packing(precision, activation_peaks(model) if precision == "int8" else {})
+            return runner(model, num_blocks=num_blocks, packing=packing)
     return GenericRunner(model, num_blocks=num_blocks, precision=precision)

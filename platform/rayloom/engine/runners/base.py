@@ -6,11 +6,12 @@ Shape letters: T tokens of a step, R rows whose logits are wanted, I input featu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 
-from rayloom.engine.adapters import LoraBank
+from rayloom.engine.adapters import LayerParts, LoraBank, StepRows
 from rayloom.engine.batch import StepBatch
 from rayloom.engine.cache import PagedCache
 from rayloom.engine.linear import Linear, Precision
@@ -66,6 +67,11 @@ class RowAdapters:
     bank: LoraBank
     adapters_T: torch.Tensor  # noqa: N815
 
+    @cached_property
+    def rows(self) -> StepRows:
+        """The same, as the bank takes it."""
+        return StepRows(self.adapters_T)
+
     def select(self, rows_R: torch.Tensor) -> RowAdapters:
         """Those of some rows."""
         return RowAdapters(self.bank, self.adapters_T.index_select(0, rows_R))
@@ -105,12 +111,11 @@ class Projection:
     """
 
     linear: Linear
-    parts: tuple[tuple[str, int, int], ...]
+    parts: LayerParts
 
     def __call__(self, x_TI: torch.Tensor, adapters: RowAdapters | None = None) -> torch.Tensor:
         """A new ``(T, O)`` of a contiguous ``(T, I)``, adapters included."""
         y_TO = self.linear(x_TI)
         if adapters is not None:
-            for name, start, stop in self.parts:
-                adapters.bank.add(name, x_TI, y_TO[:, start:stop], adapters.adapters_T)
+            adapters.bank.add(self.parts, x_TI, y_TO, adapters.rows)
         return y_TO

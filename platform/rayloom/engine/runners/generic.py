@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
 
-from rayloom.engine.adapters import LoraBank
+from rayloom.engine.adapters import LoraBank, StepRows
 from rayloom.engine.batch import EncodeBatch, StepBatch
 from rayloom.engine.blocks import BLOCK
-from rayloom.engine.cache import CacheShape, PagedCache
+from rayloom.engine.cache import AttentionView, CacheShape, PagedCache
 from rayloom.engine.linear import Precision
 from rayloom.engine.runners.weights import adapters_off
 from rayloom.errors import ModelError
@@ -114,10 +114,10 @@ class GenericRunner:
         tokens_NB = self.cache.keys[0].view(-1, BLOCK)
         rows = []
         for row in batch.logit_rows_R.tolist():
-            s = int(torch.searchsorted(view.starts_S, row, right=True)) - 1
+            s = _sequence_of(view, row)
             length = int(view.lengths_S[s]) - (int(view.starts_S[s + 1]) - 1 - row)
             tokens = tokens_NB[view.tables_SN[s].long()].flatten()[:length].long()
-            cross_block = -1 if cross is None else int(cross.tables_SN[s, 0])
+            cross_block = -1 if cross is None else int(cross.tables_SN[_sequence_of(cross, row), 0])
             adapter = -1 if batch.adapters_T is None else int(batch.adapters_T[row])
             rows.append(_Row(tokens, cross_block, adapter))
         return rows
@@ -176,10 +176,15 @@ class GenericRunner:
             each, rest = divmod(len(x_TI), len(self._adapters_B))
             if rest:
                 raise ModelError(f"adapters cannot be mixed in a batch of this model: '{name}' sees other rows")
-            self.lora.add(name, x_TI, y_TO, self._adapters_B.repeat_interleave(each))
+            parts = ((name, 0, y_TO.shape[1]),)
+            self.lora.add(parts, x_TI, y_TO, StepRows(self._adapters_B.repeat_interleave(each)))
             return y_TO.view(output.shape)
 
         return add
+
+
+def _sequence_of(view: AttentionView, row: int) -> int:
+    return int(torch.searchsorted(view.starts_S, row, right=True)) - 1
 
 
 def _pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,9 @@ from rayloom.engine.adapters import LoraBank
 from rayloom.engine.attention import paged_attention, write_kv
 from rayloom.engine.batch import StepBatch
 from rayloom.engine.cache import CacheShape, PagedCache
-from rayloom.engine.linear import Precision
 from rayloom.engine.runners.activations import plain
 from rayloom.engine.runners.base import Projection, RowAdapters, cache_dtype, logit_rows, row_adapters
-from rayloom.engine.runners.weights import embeddings, parameter, project, project_head
+from rayloom.engine.runners.weights import Packing, embeddings, parameter, project, project_head
 
 _HEADS = {"gpt2": "GPT2LMHeadModel", "gpt_neo": "GPTNeoForCausalLM"}
 
@@ -59,14 +58,14 @@ class GptRunner:
     Args:
         model: A model that `understands` accepts.
         num_blocks: Of the cache.
-        precision: Of the weights; the cache is bfloat16 unless they are fp32.
+        packing: Of the weights; the cache is bfloat16 unless they are fp32.
     """
 
     seq2seq = False
 
-    def __init__(self, model: PreTrainedModel, *, num_blocks: int, precision: Precision) -> None:
+    def __init__(self, model: PreTrainedModel, *, num_blocks: int, packing: Packing) -> None:
         config: Any = model.config
-        self.precision = precision
+        self.precision = packing.precision
         self.lora: LoraBank | None = None
         self.max_positions: int | None = config.max_position_embeddings
         self._num_heads = config.num_attention_heads
@@ -74,11 +73,11 @@ class GptRunner:
         self._activation = plain(config.activation_function)
         body: Any = model.base_model
         self._tokens_VI, self._positions_VI = embeddings(body.wte), embeddings(body.wpe)
-        self._layers = [self._layer(model, i) for i in range(config.num_hidden_layers)]
+        self._layers = [self._layer(model, packing, i) for i in range(config.num_hidden_layers)]
         self._norm = _norm(model, "transformer.ln_f")
-        self._head = project_head(model, precision)
+        self._head = project_head(model, packing)
         self.vocab_size = self._head.linear.out_features
-        shape = CacheShape(len(self._layers), self._num_heads, self._dim, cache_dtype(precision))
+        shape = CacheShape(len(self._layers), self._num_heads, self._dim, cache_dtype(self.precision))
         self.cache = PagedCache(shape, num_blocks, self.device)
 
     @property
@@ -113,8 +112,8 @@ class GptRunner:
         mixed_THD = paged_attention(queries_THD, self.cache, index, batch.view, scale=layer.scale, window=layer.window)
         return mixed_THD.view(num_tokens, -1)
 
-    def _layer(self, model: PreTrainedModel, index: int) -> _Layer:
-        path, config, precision = f"transformer.h.{index}", model.config, self.precision
+    def _layer(self, model: PreTrainedModel, packing: Packing, index: int) -> _Layer:
+        path, config = f"transformer.h.{index}", model.config
         if config.model_type == "gpt2":
             qkv, out = [f"{path}.attn.c_attn"], f"{path}.attn.c_proj"
         else:
@@ -122,13 +121,13 @@ class GptRunner:
             qkv, out = [f"{attention}.{name}_proj" for name in "qkv"], f"{attention}.out_proj"
         return _Layer(
             attention_norm=_norm(model, f"{path}.ln_1"),
-            qkv=project(model, qkv, precision),
+            qkv=project(model, qkv, packing),
             scale=_scale(config, index, self._dim),
             window=_window(config, index),
-            out=project(model, [out], precision),
+            out=project(model, [out], packing),
             mlp_norm=_norm(model, f"{path}.ln_2"),
-            up=project(model, [f"{path}.mlp.c_fc"], precision),
-            down=project(model, [f"{path}.mlp.c_proj"], precision),
+            up=project(model, [f"{path}.mlp.c_fc"], packing),
+            down=project(model, [f"{path}.mlp.c_proj"], packing),
         )
 
 

@@ -21,10 +21,9 @@ from rayloom.engine.adapters import LoraBank
 from rayloom.engine.attention import paged_attention, write_kv
 from rayloom.engine.batch import StepBatch
 from rayloom.engine.cache import CacheShape, PagedCache
-from rayloom.engine.linear import Precision
 from rayloom.engine.runners.activations import gated
 from rayloom.engine.runners.base import Projection, RowAdapters, cache_dtype, logit_rows, row_adapters
-from rayloom.engine.runners.weights import embeddings, parameter, project, project_head
+from rayloom.engine.runners.weights import Packing, embeddings, parameter, project, project_head
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 _STEADY_ROPE = ("default", "linear", "llama3", "yarn")
@@ -69,14 +68,14 @@ class LlamaRunner:
     Args:
         model: A model that `understands` accepts.
         num_blocks: Of the cache.
-        precision: Of the weights; the cache is bfloat16 unless they are fp32.
+        packing: Of the weights; the cache is bfloat16 unless they are fp32.
     """
 
     seq2seq = False
 
-    def __init__(self, model: PreTrainedModel, *, num_blocks: int, precision: Precision) -> None:
+    def __init__(self, model: PreTrainedModel, *, num_blocks: int, packing: Packing) -> None:
         config: Any = model.config
-        self.precision = precision
+        self.precision = packing.precision
         self.lora: LoraBank | None = None
         self.max_positions: int | None = config.max_position_embeddings
         self._num_heads, self._num_kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -86,11 +85,11 @@ class LlamaRunner:
         self._frequencies, self._rotary_scale = rotary.inv_freq.detach().float(), float(rotary.attention_scaling)
         self._activation = gated(config.hidden_act)
         self._embeddings_VI = embeddings(model.get_input_embeddings())
-        self._layers = [self._layer(model, i) for i in range(config.num_hidden_layers)]
+        self._layers = [self._layer(model, packing, i) for i in range(config.num_hidden_layers)]
         self._norm_I = parameter(model, "model.norm.weight")
-        self._head = project_head(model, precision)
+        self._head = project_head(model, packing)
         self.vocab_size = self._head.linear.out_features
-        shape = CacheShape(len(self._layers), self._num_kv_heads, self._dim, cache_dtype(precision))
+        shape = CacheShape(len(self._layers), self._num_kv_heads, self._dim, cache_dtype(self.precision))
         self.cache = PagedCache(shape, num_blocks, self.device)
 
     @property
@@ -141,19 +140,19 @@ class LlamaRunner:
             return cos_TD, sin_TD
         return cos_TD * self._rotary_scale, sin_TD * self._rotary_scale
 
-    def _layer(self, model: PreTrainedModel, index: int) -> _Layer:
-        path, config, precision = f"model.layers.{index}", model.config, self.precision
+    def _layer(self, model: PreTrainedModel, packing: Packing, index: int) -> _Layer:
+        path, config = f"model.layers.{index}", model.config
         attention, mlp = f"{path}.self_attn", f"{path}.mlp"
         return _Layer(
             attention_norm_I=parameter(model, f"{path}.input_layernorm.weight"),
-            qkv=project(model, [f"{attention}.{name}_proj" for name in "qkv"], precision),
+            qkv=project(model, [f"{attention}.{name}_proj" for name in "qkv"], packing),
             query_key_norm_HD=self._query_key_norm(model, attention),
             rotates=config.model_type != "smollm3" or bool(config.no_rope_layers[index]),
             window=_window(config, index),
-            out=project(model, [f"{attention}.o_proj"], precision),
+            out=project(model, [f"{attention}.o_proj"], packing),
             mlp_norm_I=parameter(model, f"{path}.post_attention_layernorm.weight"),
-            gate_up=project(model, [f"{mlp}.gate_proj", f"{mlp}.up_proj"], precision),
-            down=project(model, [f"{mlp}.down_proj"], precision),
+            gate_up=project(model, [f"{mlp}.gate_proj", f"{mlp}.up_proj"], packing),
+            down=project(model, [f"{mlp}.down_proj"], packing),
         )
 
     def _query_key_norm(self, model: PreTrainedModel, attention: str) -> torch.Tensor | None:

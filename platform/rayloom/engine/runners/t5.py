@@ -20,11 +20,10 @@ from rayloom.engine.adapters import LoraBank
 from rayloom.engine.attention import paged_attention, write_kv
 from rayloom.engine.batch import EncodeBatch, StepBatch
 from rayloom.engine.cache import CacheShape, PagedCache
-from rayloom.engine.linear import Precision
 from rayloom.engine.runners.base import Projection, RowAdapters, cache_dtype, logit_rows, row_adapters
 from rayloom.engine.runners.relative import causal_bias
 from rayloom.engine.runners.t5_layers import FeedForward, T5Encoder, bucket_biases
-from rayloom.engine.runners.weights import embeddings, parameter, project, project_head
+from rayloom.engine.runners.weights import Packing, embeddings, parameter, project, project_head
 
 _HEADS = {
     "t5": "T5ForConditionalGeneration",
@@ -57,25 +56,25 @@ class T5Runner:
     Args:
         model: A model that `understands` accepts.
         num_blocks: Of the cache.
-        precision: Of the weights; the cache is bfloat16 unless they are fp32.
+        packing: Of the weights; the cache is bfloat16 unless they are fp32.
     """
 
     seq2seq = True
     max_positions: int | None = None
 
-    def __init__(self, model: PreTrainedModel, *, num_blocks: int, precision: Precision) -> None:
+    def __init__(self, model: PreTrainedModel, *, num_blocks: int, packing: Packing) -> None:
         config: Any = model.config
-        self.precision = precision
+        self.precision = packing.precision
         self.lora: LoraBank | None = None
         self._num_heads, self._dim, self._eps = config.num_heads, config.d_kv, config.layer_norm_epsilon
         self._embeddings_VI = embeddings(model.get_input_embeddings())
-        self._encoder = T5Encoder(model, precision)
-        self._layers = self._read_layers(model)
+        self._encoder = T5Encoder(model, packing)
+        self._layers = self._read_layers(model, packing)
         self._norm_I = parameter(model, "decoder.final_layer_norm.weight")
         self._scale = config.d_model**-0.5 if _scales_output(config) else 1.0
-        self._head = project_head(model, precision)
+        self._head = project_head(model, packing)
         self.vocab_size = self._head.linear.out_features
-        shape = CacheShape(len(self._layers), self._num_heads, self._dim, cache_dtype(precision))
+        shape = CacheShape(len(self._layers), self._num_heads, self._dim, cache_dtype(self.precision))
         self.cache = PagedCache(shape, num_blocks, self.device)
 
     @property
@@ -144,8 +143,8 @@ class T5Runner:
         rows = [index for prompt, index in zip(prompts, indices, strict=True) for _ in prompt]
         return row_adapters(self.lora, torch.tensor(rows, device=self.device))
 
-    def _read_layers(self, model: PreTrainedModel) -> list[_Layer]:
-        config, precision = model.config, self.precision
+    def _read_layers(self, model: PreTrainedModel, packing: Packing) -> list[_Layer]:
+        config = model.config
         tables: dict[int, torch.Tensor] = {}
         layers = []
         for index, weight_NH in enumerate(bucket_biases(model, "decoder", config.num_decoder_layers)):
@@ -157,14 +156,14 @@ class T5Runner:
             layers.append(
                 _Layer(
                     self_norm_I=parameter(model, f"{path}.0.layer_norm.weight"),
-                    self_qkv=project(model, [f"{own}.{name}" for name in "qkv"], precision),
+                    self_qkv=project(model, [f"{own}.{name}" for name in "qkv"], packing),
                     bias_HP=tables[key],
-                    self_out=project(model, [f"{own}.o"], precision),
+                    self_out=project(model, [f"{own}.o"], packing),
                     cross_norm_I=parameter(model, f"{path}.1.layer_norm.weight"),
-                    cross_query=project(model, [f"{cross}.q"], precision),
-                    cross_key_value=project(model, [f"{cross}.{name}" for name in "kv"], precision),
-                    cross_out=project(model, [f"{cross}.o"], precision),
-                    feed_forward=FeedForward.of(model, f"{path}.2", precision),
+                    cross_query=project(model, [f"{cross}.q"], packing),
+                    cross_key_value=project(model, [f"{cross}.{name}" for name in "kv"], packing),
+                    cross_out=project(model, [f"{cross}.o"], packing),
+                    feed_forward=FeedForward.of(model, f"{path}.2", packing),
                 )
             )
         return layers

@@ -14,11 +14,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from rayloom.engine import kernels
-from rayloom.engine.linear import Precision
 from rayloom.engine.runners.activations import Activation, gated, plain
 from rayloom.engine.runners.base import Projection, RowAdapters
 from rayloom.engine.runners.relative import spread, two_way_bias
-from rayloom.engine.runners.weights import embeddings, parameter, project
+from rayloom.engine.runners.weights import Packing, embeddings, parameter, project
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,15 @@ class FeedForward:
     down: Projection
 
     @classmethod
-    def of(cls, model: PreTrainedModel, path: str, precision: Precision) -> FeedForward:
+    def of(cls, model: PreTrainedModel, path: str, packing: Packing) -> FeedForward:
         """The layer of a model at a path such as ``decoder.block.0.layer.2``."""
         config, dense = model.config, f"{path}.DenseReluDense"
         names = ["wi_0", "wi_1"] if config.is_gated_act else ["wi"]
         return cls(
             norm_I=parameter(model, f"{path}.layer_norm.weight"),
-            up=project(model, [f"{dense}.{name}" for name in names], precision),
+            up=project(model, [f"{dense}.{name}" for name in names], packing),
             activation=(gated if config.is_gated_act else plain)(config.dense_act_fn),
-            down=project(model, [f"{dense}.wo"], precision),
+            down=project(model, [f"{dense}.wo"], packing),
         )
 
     def __call__(self, normed_TI: torch.Tensor, adapters: RowAdapters | None) -> torch.Tensor:
@@ -75,11 +74,11 @@ class _Run:
 class T5Encoder:
     """The encoder, over prompts of any lengths without padding."""
 
-    def __init__(self, model: PreTrainedModel, precision: Precision) -> None:
+    def __init__(self, model: PreTrainedModel, packing: Packing) -> None:
         config = model.config
         self._num_heads, self._dim, self._eps = config.num_heads, config.d_kv, config.layer_norm_epsilon
         self._embeddings_VI = embeddings(model.get_input_embeddings())
-        self._layers = self._read_layers(model, precision)
+        self._layers = self._read_layers(model, packing)
         self._norm_I = parameter(model, "encoder.final_layer_norm.weight")
 
     def __call__(self, prompts: Sequence[Sequence[int]], adapters: RowAdapters | None) -> torch.Tensor:
@@ -119,7 +118,7 @@ class T5Encoder:
             mixed.append(out_BHLD.transpose(1, 2).reshape(run.count * run.length, -1))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
-    def _read_layers(self, model: PreTrainedModel, precision: Precision) -> list[_Layer]:
+    def _read_layers(self, model: PreTrainedModel, packing: Packing) -> list[_Layer]:
         config = model.config
         tables: dict[int, torch.Tensor] = {}
         layers = []
@@ -132,10 +131,10 @@ class T5Encoder:
             layers.append(
                 _Layer(
                     norm_I=parameter(model, f"{path}.0.layer_norm.weight"),
-                    qkv=project(model, [f"{attention}.{name}" for name in "qkv"], precision),
+                    qkv=project(model, [f"{attention}.{name}" for name in "qkv"], packing),
                     bias_HP=tables[key],
-                    out=project(model, [f"{attention}.o"], precision),
-                    feed_forward=FeedForward.of(model, f"{path}.1", precision),
+                    out=project(model, [f"{attention}.o"], packing),
+                    feed_forward=FeedForward.of(model, f"{path}.1", packing),
                 )
             )
         return layers

@@ -6,7 +6,8 @@ Shape letters: I input features, O output features, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,19 @@ from transformers.pytorch_utils import Conv1D
 
 from rayloom.engine.linear import Precision, make_linear
 from rayloom.engine.runners.base import Projection
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the weights of products are held.
+
+    Attributes:
+        precision: Of the weights.
+        peaks: Largest size ``(I,)`` of each input feature by the layer's path, where it is known. Only int8 asks.
+    """
+
+    precision: Precision
+    peaks: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def bare(module: nn.Module) -> nn.Module:
@@ -39,7 +53,7 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
             module.enable_adapters(True)
 
 
-def project(model: PreTrainedModel, names: Sequence[str], precision: Precision) -> Projection:
+def project(model: PreTrainedModel, names: Sequence[str], packing: Packing) -> Projection:
     """Linear layers that read the same input, as one product.
 
     In fp32 the model's own parameters become views into the fused weights: nothing is held twice, and the model
@@ -48,25 +62,27 @@ def project(model: PreTrainedModel, names: Sequence[str], precision: Precision) 
     Args:
         model: Holds the layers.
         names: Their paths, in the order in which their outputs shall lie.
-        precision: Of the product.
+        packing: Of the product.
     """
     layers = [bare(model.get_submodule(name)) for name in names]
     weight_OI = _fuse([_weight(layer) for layer in layers])
     biases = [cast("Tensor | None", getattr(layer, "bias", None)) for layer in layers]
     widths = [int(_weight(layer).shape[0]) for layer in layers]
     bias_O = _fuse_biases(biases, widths)
-    if precision == "fp32" and weight_OI.dtype is torch.float32:
+    if packing.precision == "fp32" and weight_OI.dtype is torch.float32:
         _share(layers, weight_OI, widths)
     ends = [sum(widths[: i + 1]) for i in range(len(widths))]
     parts = tuple((name, end - width, end) for name, width, end in zip(names, widths, ends, strict=True))
-    return Projection(make_linear(weight_OI, bias_O, precision=precision), parts)
+    return Projection(
+        make_linear(weight_OI, bias_O, precision=packing.precision, peaks_I=packing.peaks.get(names[0])), parts
+    )
 
 
-def project_head(model: PreTrainedModel, precision: Precision) -> Projection:
+def project_head(model: PreTrainedModel, packing: Packing) -> Projection:
     """The product that gives logits, tied to the embeddings or not."""
     head = model.get_output_embeddings()
     name = next(name for name, module in model.named_modules() if module is head)
-    return project(model, [name], precision)
+    return project(model, [name], packing)
 
 
 def embeddings(module: nn.Module) -> Tensor:
