@@ -4,10 +4,11 @@ Both sides train the same model with the same backend (plain PyTorch) on the sam
 rows, with equally many rows per optimizer step:
 
 * Rayloom: `plan_epoch` puts rows of like length together, `collate` pads to the longest of a batch;
+* Rayloom, packed: the same plan, but rows share sequences of --packing-length tokens (`training.packing`);
 * padded, as tutorials do it: rows shuffled, every input padded to --max-length tokens, and every target of
   an encoder-decoder to --max-target-length; the loss looks at every position.
 
-The sides take turns. In a round, Rayloom's side trains one pass over all rows, the padded side its next
+The sides take turns. In a round, Rayloom's sides train one pass over all rows each, the padded side its next
 --steps steps; over all rounds it comes to every row once. The padded steps all have one shape, so a padded
 pass is priced by their median; Rayloom's passes by the median pass. Real tokens are those of prompts and
 targets, without padding.
@@ -34,7 +35,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rayloom.config import RunConfig, validate
-from rayloom.data import IGNORED, EncodedDataset, MicroBatch, collate, plan_epoch
+from rayloom.data import IGNORED, EncodedDataset, MicroBatch, Packing, collate, plan_epoch
 from rayloom.launch import prepare
 from rayloom.launch.worker import build_backend
 from rayloom.training import Backend
@@ -72,16 +73,23 @@ class Batches:
         pad_token_id: Fills up rows.
         max_length: Input tokens of a padded row.
         max_target_length: Target tokens of a padded row of an encoder-decoder.
+        packing: How the packed side lays out rows.
     """
 
     dataset: EncodedDataset
     pad_token_id: int
     max_length: int
     max_target_length: int
+    packing: Packing
 
     def rayloom(self, rows: Rows) -> Batch:
         """As the training loop does."""
         return to_device(self.dataset, MicroBatch(tuple(rows)), pad_token_id=self.pad_token_id, device=CPU)
+
+    def packed(self, rows: Rows) -> Batch:
+        """As the training loop does with `training.packing`."""
+        micro = MicroBatch(tuple(rows))
+        return to_device(self.dataset, micro, pad_token_id=self.pad_token_id, device=CPU, packing=self.packing)
 
     def padded(self, rows: Rows) -> Batch:
         """As a tokenizer with ``padding="max_length"`` does."""
@@ -142,11 +150,19 @@ def main() -> None:
     data, size = prepared.train, options.rows_per_step
     if len(data) != options.rounds * options.steps * size:
         raise SystemExit(f"the file has {len(data)} train rows only: ask for fewer rounds, steps or rows")
-    batches = Batches(data, prepared.tokenizer.pad_token_id, options.max_length, options.max_target_length)
-    longest = (int(data.lengths.max()), options.max_length)
-    backends = [build_backend(config, prepared.source, CPU, longest=tokens)[0] for tokens in longest]
-    rayloom = Side("Rayloom's plan", backends[0], batches.rayloom, data.target_counts)
-    padded = Side(f"padded to {options.max_length}", backends[1], batches.padded, data.target_counts)
+    packing = Packing(options.packing_length)
+    batches = Batches(data, prepared.tokenizer.pad_token_id, options.max_length, options.max_target_length, packing)
+    longest = int(data.lengths.max())
+    name = f"packed to {options.packing_length or 'the longest'}"
+
+    def side(name: str, make: Callable[[Rows], Batch], tokens: int) -> Side:
+        return Side(name, build_backend(config, prepared.source, CPU, longest=tokens)[0], make, data.target_counts)
+
+    ours = [
+        side("Rayloom's plan", batches.rayloom, longest),
+        side(name, batches.packed, max(longest, options.packing_length or 0)),
+    ]
+    padded = side(f"padded to {options.max_length}", batches.padded, options.max_length)
 
     plan = planned(data, size)
     shuffled = np.random.default_rng(0).permutation(len(data)).reshape(-1, size).tolist()
@@ -154,43 +170,49 @@ def main() -> None:
         f"{options.rounds} rounds; {size} rows a step; a pass over all rows takes {len(plan)} steps\n",
         highlight=False,
     )
-    losses = [side.loss(plan[0]) for side in (rayloom, padded)]
-    for rows in (plan[0], plan[-1]):
-        rayloom.step(rows)
+    losses = [one.loss(plan[0]) for one in (*ours, padded)]
+    for one in ours:
+        for rows in (plan[0], plan[-1]):
+            one.step(rows)
     padded.step(shuffled[0])
-    passes, steps = take_turns(rayloom, plan, padded, shuffled, options.rounds)
-    show(console, data, {rayloom.name: passes, padded.name: [second * len(plan) for second in steps]})
-    console.print(
-        f"loss of the same {size} rows before training: {losses[0]:.5f}, padded {losses[1]:.5f}",
-        highlight=False,
-    )
+    passes, steps = take_turns(ours, plan, padded, shuffled, options.rounds)
+    passes[padded.name] = [second * len(plan) for second in steps]
+    show(console, data, passes)
+    for one in (*ours, padded):
+        computed = sum(batch["input_ids"].numel() for batch in map(one.make, plan))
+        console.print(f"{one.name}: {len(data.input_ids) / computed:.0%} of the input positions are tokens")
+    before = f"{losses[0]:.5f}, packed {losses[1]:.5f}, padded {losses[2]:.5f}"
+    console.print(f"loss of the same {size} rows before training: {before}", highlight=False)
 
 
 def planned(data: EncodedDataset, size: int) -> list[Rows]:
     """The steps of an epoch as the training loop would take them."""
-    plan = plan_epoch(data.lengths, data.target_counts, batch_size=size, accumulation=1, world_size=1, seed=0, epoch=0)
+    plan = plan_epoch(
+        data.lengths, data.target_counts, global_batch_size=size, batch_size=size, world_size=1, seed=0, epoch=0
+    )
     return [batch.micro[0][0].rows for batch in plan]
 
 
 def take_turns(
-    rayloom: Side, plan: Sequence[Rows], padded: Side, shuffled: Sequence[Rows], rounds: int
-) -> tuple[list[float], list[float]]:
-    """Seconds of Rayloom's passes and of the padded side's steps; who begins alternates."""
-    passes: list[float] = []
+    ours: Sequence[Side], plan: Sequence[Rows], padded: Side, shuffled: Sequence[Rows], rounds: int
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of the passes of Rayloom's sides and of the padded side's steps; who begins alternates."""
+    passes: dict[str, list[float]] = {side.name: [] for side in ours}
     steps: list[float] = []
     share = len(shuffled) // rounds
     for number in range(rounds):
         part = shuffled[number * share : (number + 1) * share]
         if number % 2:
             steps += [padded.step(rows) for rows in part]
-        passes.append(sum(rayloom.step(rows) for rows in plan))
+        for side in ours[:: -1 if number % 2 else 1]:
+            passes[side.name].append(sum(side.step(rows) for rows in plan))
         if not number % 2:
             steps += [padded.step(rows) for rows in part]
     return passes, steps
 
 
 def show(console: Console, data: EncodedDataset, passes: dict[str, list[float]]) -> None:
-    """The table and the ratio.
+    """The table and the ratios of all sides to the last.
 
     Args:
         console: Where to.
@@ -204,9 +226,11 @@ def show(console: Console, data: EncodedDataset, passes: dict[str, list[float]])
         cells = (f"{value:.2f}" for value in (middle, min(seconds), max(seconds)))
         table.add_row(name, *cells, f"{tokens / middle:.1f}")
     console.print(table)
-    ours, theirs = (statistics.median(seconds) for seconds in passes.values())
-    label = f"real tokens per second on {len(data)} rows of {tokens / len(data):.0f} real tokens"
-    print_verdict(console, label, f"{theirs / ours:.2f} x", f"≥ {TARGET:g} x", met=theirs / ours >= TARGET)
+    *ours, theirs = (statistics.median(seconds) for seconds in passes.values())
+    for name, seconds in zip(passes, ours, strict=False):
+        label = f"{name}: real tokens per second on {len(data)} rows of {tokens / len(data):.0f} real tokens"
+        ratio = theirs / seconds
+        print_verdict(console, label, f"{ratio:.2f} x", f"≥ {TARGET:g} x", met=ratio >= TARGET)
 
 
 def widened(tensor_BT: Tensor, width: int, value: int) -> Tensor:
@@ -247,6 +271,7 @@ def parse() -> argparse.Namespace:
     add("--rows-per-step", type=int, help=f"rows of an optimizer step (default: {ROWS_PER_STEP})")
     add("--max-length", type=int, default=512, help="the padded side's input tokens (default 512)")
     add("--max-target-length", type=int, default=128, help="its target tokens, for t5 (default 128)")
+    add("--packing-length", type=int, help="tokens of the packed side's sequences (default: the batch's longest row)")
     add("--threads", type=int, default=1, help="compute threads; a CPU worker has 1 by default (default 1)")
     add("--bf16", action="store_true", help="bfloat16 autocast on both sides")
     options = parser.parse_args()
