@@ -37,10 +37,10 @@ def html_page(comparison: Comparison, history: Sequence[Mapping[str, Any]]) -> s
     parts = [
         f"<h1>{escape(comparison.title)}{badge}</h1>",
         f'<p class="sub">{escape(comparison.subtitle)}</p>',
-        _tiles(figures(headline, before)[:_NUM_TILES]),
+        tiles(figures(headline, before)[:_NUM_TILES]),
         f'<p class="sub">on the {escape(headline.name)} split ({rows_text(headline)})'
         f"{', beside the untuned model' if before else ''}</p>",
-        _plots(
+        plot_cards(
             [
                 (f"Scores on {headline.name}", plots.metric_bars(headline, before)),
                 ("ROUGE-L of each row", plots.rouge_histogram(headline)),
@@ -53,11 +53,22 @@ def html_page(comparison: Comparison, history: Sequence[Mapping[str, Any]]) -> s
         parts += _split(comparison, split)
     parts += ["<h2>Resources</h2>", _pairs(resource_rows(result.resources))]
     parts += ["<h2>How this was measured</h2>", _pairs(provenance_rows(result))]
+    return whole_page(comparison.title, parts)
+
+
+def whole_page(title: str, parts: Sequence[str]) -> str:
+    """A page that needs nothing else.
+
+    Args:
+        title: Plain text.
+        parts: HTML of its body.
+    """
     page = package_files.files("rayloom.evaluation").joinpath("report.html").read_text(encoding="utf-8")
-    return string.Template(page).substitute(title=escape(comparison.title), body="\n".join(parts))
+    return string.Template(page).substitute(title=escape(title), body="\n".join(parts))
 
 
-def _tiles(shown: Sequence[Figure]) -> str:
+def tiles(shown: Sequence[Figure]) -> str:
+    """The most telling figures, large."""
     return f'<div class="tiles">{"".join(_tile(each) for each in shown)}</div>'
 
 
@@ -77,7 +88,8 @@ def _change(each: Figure) -> str:
     return f'<span class="{"good" if each.is_better else "bad"}">{escape(each.change)}</span>'
 
 
-def _plots(plots: Sequence[tuple[str, str | None]]) -> str:
+def plot_cards(plots: Sequence[tuple[str, str | None]]) -> str:
+    """Plots (title and SVG, None for one with nothing to show) side by side."""
     cards = [
         f'<div class="card"><h3>{escape(name)}</h3>{_renamed(svg, at)}</div>'
         for at, (name, svg) in enumerate(plots)
@@ -106,7 +118,7 @@ def _split(comparison: Comparison, split: SplitResult) -> list[str]:
         parts += _examples("Best predictions", split.best(shown)) + _examples("Worst predictions", split.worst(shown))
     elif split.predictions:
         rows = [[p.input, p.prediction] for p in split.predictions]
-        parts += ["<h3>Continuations</h3>", _text_table(["prompt", "continuation"], rows)]
+        parts += ["<h3>Continuations</h3>", text_table(["prompt", "continuation"], rows)]
     return parts
 
 
@@ -144,10 +156,11 @@ def _score(value: float) -> str:
 
 
 def _pairs(rows: Sequence[tuple[str, str]]) -> str:
-    return _text_table(["what", "value"], [list(row) for row in rows])
+    return text_table(["what", "value"], [list(row) for row in rows])
 
 
-def _text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of plain text."""
     return _raw_table(head, [[escape(cell) for cell in row] for row in rows])
 
 

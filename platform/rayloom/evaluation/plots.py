@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -33,6 +34,16 @@ _SHARES = {
     "bleu": "BLEU",
     "exact_match": "Exact match",
 }
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: points of step and value, and how it looks."""
+
+    points: Sequence[tuple[float, float]]
+    color: str = AFTER
+    label: str | None = None
+    marker: str | None = None
 
 
 def metric_bars(split: SplitResult, before: SplitResult | None) -> str | None:
@@ -91,17 +102,30 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> str | None:
     """
     train = [(record["step"], record["loss"]) for record in history if "step" in record and "loss" in record]
     valid = [(record["step"], value) for record in history if (value := _eval_loss(record)) is not None]
-    if not train and not valid:
+    lines = [Line(train, BEFORE, "train"), Line(valid, AFTER, "validation", marker="o")]
+    return line_chart(lines, "loss per token")
+
+
+def line_chart(lines: Sequence[Line], label: str) -> str | None:
+    """Values by step; None if no line has a point.
+
+    Args:
+        lines: To be drawn over each other.
+        label: Of the values, with their unit.
+    """
+    drawn = [line for line in lines if line.points]
+    if not drawn:
         return None
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(5.2, 2.7)
-        if train:
-            axes.plot(*zip(*train, strict=True), color=BEFORE, linewidth=1.5, label="train")
-        if valid:
-            axes.plot(*zip(*valid, strict=True), color=AFTER, marker="o", markersize=4, label="validation")
+        for line in drawn:
+            steps, values = zip(*line.points, strict=True)
+            marker = line.marker or ("o" if len(steps) == 1 else None)
+            axes.plot(steps, values, color=line.color, linewidth=1.5, marker=marker, markersize=4, label=line.label)
         axes.set_xlabel("step")
-        axes.set_ylabel("loss per token")
-        axes.legend(frameon=False)
+        axes.set_ylabel(label)
+        if any(line.label for line in drawn):
+            axes.legend(frameon=False)
         return _svg(figure)
 
 

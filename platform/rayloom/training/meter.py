@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -48,7 +49,11 @@ class Meter:
         Raises:
             TrainingError: The loss is not finite any more.
         """
-        loss, tokens = distributed.sum_over_ranks([float(self._loss), float(self._tokens)], self._device)
+        # One collective: each rank's memory has a place of its own in the sum.
+        memory = [0.0] * distributed.world_size()
+        memory[distributed.rank()] = float(memory_held(self._device))
+        sums = distributed.sum_over_ranks([float(self._loss), float(self._tokens), *memory], self._device)
+        loss, tokens, memory = sums[0], sums[1], sums[2:]
         now = time.perf_counter()
         elapsed, steps = max(now - self._clock, 1e-9), progress.step - self._recorded_step
         mean = loss / max(1, self._targets)
@@ -71,6 +76,7 @@ class Meter:
             grad_norm=float(norm),
             tokens_per_s=tokens / elapsed,
             eta_s=(self._total_steps - progress.step) * elapsed / max(1, steps),
+            memory_bytes=int(max(memory)),
         )
 
     def updated(self, progress: Progress) -> Progress:
@@ -80,3 +86,10 @@ class Meter:
     def restart(self) -> None:
         """Leave out the time since the last record, such as an evaluation's."""
         self._clock = time.perf_counter()
+
+
+def memory_held(device: torch.device) -> int:
+    """Bytes that this process holds: the peak of tensors on its GPU, or what is resident in host memory now."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)

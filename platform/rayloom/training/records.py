@@ -24,6 +24,8 @@ class StepRecord:
         grad_norm: Global gradient norm before clipping, of the last step.
         tokens_per_s: Real (non-pad) tokens per second since the last record, over all workers.
         eta_s: Seconds that the remaining steps will take at this speed.
+        memory_bytes: Most memory that any worker holds: the peak of tensors on its GPU, else what is resident now.
+        skipped_steps: Updates that this process left out because a loss or gradient was not finite.
     """
 
     step: int
@@ -34,6 +36,8 @@ class StepRecord:
     grad_norm: float
     tokens_per_s: float
     eta_s: float
+    memory_bytes: int = 0
+    skipped_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,17 @@ class Reporter(Protocol):
     def evaluated(self, record: EvalRecord) -> None:
         """Validation figures."""
 
+    def note(self, text: str) -> None:
+        """A line for people: a skipped step, a loss that jumped."""
+
+    def keep_file(self, path: Path) -> None:
+        """Copy a file into the run's folder under its own name; it is gone when this returns."""
+
     def checkpoint(self, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
         """Take over a folder that holds this rank's part of a checkpoint.
 
         Args:
-            folder: Removed when this returns.
+            folder: Removed when this returns; its files may be taken out of it.
             progress: Where the run is.
             metrics: Validation figures of exactly these weights; empty if they were not evaluated.
         """
