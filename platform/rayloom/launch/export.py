@@ -15,7 +15,7 @@ from rayloom.data import Columns, Encoder, PromptInput, PromptTemplate, Row
 from rayloom.generation import TransformersGenerator, make_golden
 from rayloom.launch.shipping import Files, unpack
 from rayloom.models import ModelSource, attach_lora, copy_base, load_model, load_trained_weights, save_model
-from rayloom.training import load_weights
+from rayloom.training import CheckpointStore, Commit, load_weights
 
 _GOLDEN_CASES = 4
 
@@ -39,6 +39,27 @@ class ExportSpec:
     golden_rows: list[Row]
     data_hash: str
     metrics: dict[str, float]
+
+
+def export_best(spec: ExportSpec, checkpoints: str, best: Commit, destination: str, files: Files | None) -> str:
+    """Publish a checkpoint of the store as an artifact.
+
+    Args:
+        spec: See `ExportSpec`.
+        checkpoints: Place of the run's checkpoints.
+        best: The one to publish.
+        destination: Folder or URI of the artifact.
+        files: The base model's files, where it was made on another node.
+
+    Returns:
+        The artifact's place.
+
+    Raises:
+        TrainingError: The checkpoint cannot be read.
+    """
+    store = CheckpointStore(checkpoints, best.identity, note=lambda _: None)
+    with store.opened(best) as folder:
+        return export_artifact(spec, folder, destination, files)
 
 
 def export_artifact(spec: ExportSpec, checkpoint: Path, destination: str, files: Files | None = None) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -50,7 +51,9 @@ def watched(sink: Sink) -> Iterator[Any]:
     Yields:
         Handle of a `Board` actor, to be passed to workers.
     """
-    board = Board.remote()  # type: ignore[attr-defined]
+    # Beside the driver: on another node it would die with that node, and the run would go on unheard.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
 
     def drain() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import yaml
 from rayloom.config import RunConfig, dump_yaml, validate
 from rayloom.errors import ConfigError
 from rayloom.launch.progress import Event, Note
-from rayloom.training import StepRecord
+from rayloom.training import Identity, StepRecord
 
 _CONFIG = "config.yaml"
 _HISTORY = "history.jsonl"
@@ -49,6 +50,31 @@ class Run:
         """Where the finished artifact goes by default."""
         return f"{self.path}/artifact"
 
+    @property
+    def checkpoints_path(self) -> str:
+        """Where the checkpoints are."""
+        return f"{self.path}/checkpoints"
+
+    def identity(self, config: RunConfig, data: str) -> Identity:
+        """What decides the weights of this run, as hashes: checkpoints of another are never resumed.
+
+        Args:
+            config: The run's config.
+            data: Hash of the encoded train rows.
+        """
+        # Only what was set counts, so that a key that a later version adds changes no run. Data are known by content.
+        sections = {name: getattr(config, name) for name in ("model", "training", "lora")}
+        chosen = {name: each and each.model_dump(mode="json", exclude_defaults=True) for name, each in sections.items()}
+        return {"config": hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest(), "data": data}
+
+    def ray_storage(self) -> tuple[str, Any]:
+        """Path and pyarrow file system for Ray's own state: it goes through fsspec, as all of the run does."""
+        if self._is_local:
+            return f"{self.path}/ray", None
+        import pyarrow.fs
+
+        return f"{self._root}/ray", pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs))
+
     def exists(self) -> bool:
         """Whether a run of this name has been started."""
         return bool(self._fs.exists(f"{self._root}/{_CONFIG}"))
@@ -71,7 +97,8 @@ class Run:
             stored = validate(RunConfig, yaml.safe_load(self._read(_CONFIG)), path=place)
         except yaml.YAMLError:
             raise ConfigError("the run's own config is damaged: start a new run", path=place) from None
-        for section in ("model", "dataset", "training", "lora", "distributed"):
+        # Not `distributed`: a run goes on with the same batches on other workers, and at another ZeRO stage.
+        for section in ("model", "dataset", "training", "lora"):
             old, new = getattr(stored, section), getattr(config, section)
             if old != new:
                 raise ConfigError(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, ScalingConfig
+from ray.train import FailureConfig, Result, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -16,13 +15,15 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from rayloom.config import RunConfig
 from rayloom.errors import ConfigError, RayloomError, TrainingError
 from rayloom.launch.entry import train_worker
-from rayloom.launch.export import ExportSpec, export_artifact
+from rayloom.launch.export import ExportSpec, export_best
 from rayloom.launch.preparation import Prepared, prepare
-from rayloom.launch.progress import Sink, both, watched
+from rayloom.launch.progress import Note, Sink, both, watched
 from rayloom.launch.runs import Run, check_place
 from rayloom.launch.session import Cluster, ray_session
 from rayloom.launch.shipping import pack
-from rayloom.launch.worker import SCORE, Payload
+from rayloom.launch.tracking.session import require_packages, tracked
+from rayloom.launch.worker import Payload
+from rayloom.training import CheckpointStore, Commit, Identity
 
 Announce = Callable[[Prepared, Cluster, Run], None]
 
@@ -63,25 +64,47 @@ def run_training(
     """
     run = open_run(config, resume=resume)
     prepared = prepare(config)
+    identity = run.identity(config, prepared.train.digest)
+    store = CheckpointStore(run.checkpoints_path, identity, note=lambda text: sink(Note(text)))
+    if resume:
+        check_checkpoints(store, sink)
     with ray_session(config.distributed, verbose=verbose) as cluster:
         check_resources(config, cluster)
         run.start(config)
         announce(prepared, cluster, run)
         files = ray.put(pack(prepared.source))
-        with watched(both(sink, run.keep)) as board:
-            result = _fit(prepared, run, cluster, files, board)
-        metrics = _metrics(result)
-        artifact = _export(prepared, run, cluster, files, result, metrics)
-    return TrainOutcome(run, artifact, metrics, int(_returned(result)["step"]))
+        with tracked(config, place=run.path, run_name=run.name, sink=sink) as tracking:
+            with watched(both(sink, run.keep, tracking)) as board:
+                payload = _payload(prepared, run, files, board, identity)
+                end = _returned(_fit(payload, run, cluster))
+            best = store.best()
+            if best is None:
+                raise TrainingError(f"training ended without a checkpoint in {run.checkpoints_path}")
+            metrics = _metrics(best, end)
+            artifact = _export(prepared, run, cluster, files, best, metrics)
+            tracking.published(artifact, metrics)
+    return TrainOutcome(run, artifact, metrics, int(end["step"]))
+
+
+def check_checkpoints(store: CheckpointStore, sink: Sink) -> None:
+    """Say before any worker starts if a run cannot be resumed, or has to begin anew.
+
+    Raises:
+        TrainingError: It has saved checkpoints, and none of them can be used.
+    """
+    # The workers read and check the files themselves; here only the list of checkpoints matters.
+    if not store.records() and store.latest() is None:
+        sink(Note("this run was interrupted before its first checkpoint: it begins anew"))
 
 
 def open_run(config: RunConfig, *, resume: bool) -> Run:
     """The run's folder, checked against what is there.
 
     Raises:
-        ConfigError: It exists and is not to be resumed, or the other way round.
+        ConfigError: It exists and is not to be resumed, or the other way round; or a tracker's package is missing.
     """
     run = Run.of(config)
+    require_packages(config.tracking)
     if config.output.artifact_path is not None:
         check_place(config.output.artifact_path, key="output.artifact_path")
     if resume:
@@ -119,38 +142,42 @@ def check_resources(config: RunConfig, cluster: Cluster) -> None:
         raise ConfigError("fp16 needs GPUs; on CPUs use bf16 or fp32", key="training.fp16")
 
 
-def _fit(prepared: Prepared, run: Run, cluster: Cluster, files: Any, board: Any) -> Result:
-    config = prepared.config
-    workers, on_gpu = config.distributed, uses_gpu(config, cluster)
-    payload = Payload(
-        config=config,
+def _payload(prepared: Prepared, run: Run, files: Any, board: Any, identity: Identity) -> Payload:
+    return Payload(
+        config=prepared.config,
         source=prepared.source,
         template=prepared.template,
         columns=prepared.columns,
         model_files=files,
         train=ray.put(prepared.train),
         validation=ray.put(prepared.validation),
-        eval_rows=prepared.splits.validation[: config.training.eval_rows],
+        eval_rows=prepared.splits.validation[: prepared.config.training.eval_rows],
         board=board,
+        place=run.path,
+        identity=identity,
     )
+
+
+def _fit(payload: Payload, run: Run, cluster: Cluster) -> Result:
+    workers, on_gpu = payload.config.distributed, uses_gpu(payload.config, cluster)
+    count = workers.num_workers
+    storage_path, filesystem = run.ray_storage()
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # Ray's types forget that its result has a return_value
         train_loop_config={"payload": ray.put(payload)},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers.num_workers,
+            # Ray's types know no pair, which means elastic workers.
+            num_workers=count if workers.min_workers is None else (workers.min_workers, count),  # type: ignore[arg-type]
             use_gpu=on_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker} | ({"GPU": 1} if on_gpu else {}),
         ),
+        # Ray keeps its own state here; checkpoints go to our store, since a report that Ray had taken could be lost.
         run_config=RayRunConfig(
             name=run.name,
-            storage_path=run.storage_path,
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=config.training.save_total_limit,
-                checkpoint_score_attribute=SCORE,
-                checkpoint_score_order="max",
-            ),
         ),
     )
     try:
@@ -175,27 +202,15 @@ def _returned(result: Result) -> dict[str, Any]:
     return value
 
 
-def _best(result: Result) -> tuple[Checkpoint, dict[str, Any]]:
-    scored = [(c, m) for c, m in result.best_checkpoints or [] if SCORE in m]
-    if scored:
-        return max(scored, key=lambda pair: pair[1][SCORE])
-    if result.checkpoint is None:
-        raise TrainingError("training ended without a checkpoint")
-    return result.checkpoint, result.metrics or {}
-
-
-def _metrics(result: Result) -> dict[str, float]:
-    end = _returned(result)
+def _metrics(best: Commit, end: dict[str, Any]) -> dict[str, float]:
     seconds, tokens = float(end["train_s"]), float(end["tokens"])
-    best = {name: float(value) for name, value in _best(result)[1].items() if name != SCORE}
+    place = {name: float(best.progress[name]) for name in ("step", "epoch")}
     speed = tokens / seconds if seconds else 0.0
     peaks = {name: float(end[name]) for name in ("peak_host_bytes", "peak_gpu_bytes") if name in end}
-    return best | {"train_s": seconds, "train_tokens": tokens, "train_tokens_per_s": speed} | peaks
+    return best.metrics | place | {"train_s": seconds, "train_tokens": tokens, "train_tokens_per_s": speed} | peaks
 
 
-def _export(
-    prepared: Prepared, run: Run, cluster: Cluster, files: Any, result: Result, metrics: dict[str, float]
-) -> str:
+def _export(prepared: Prepared, run: Run, cluster: Cluster, files: Any, best: Commit, metrics: dict[str, float]) -> str:
     spec = ExportSpec(
         config=prepared.config,
         source=prepared.source,
@@ -207,21 +222,15 @@ def _export(
         metrics=metrics,
     )
     destination = prepared.config.output.artifact_path or run.artifact_path
-    checkpoint = _best(result)[0]
     if cluster.address is None:
         # This process has everything loaded already.
-        return _export_from(spec, checkpoint, destination, None)
+        return export_best(spec, run.checkpoints_path, best, destination, None)
     # The driver may be a small head node: let a worker node do it.
     on_gpu = uses_gpu(prepared.config, cluster)
-    task = ray.remote(_export_from).options(num_cpus=prepared.config.distributed.cpus_per_worker, num_gpus=int(on_gpu))
+    task = ray.remote(export_best).options(num_cpus=prepared.config.distributed.cpus_per_worker, num_gpus=int(on_gpu))
     try:
-        place: str = ray.get(task.remote(spec, checkpoint, destination, files))
+        place: str = ray.get(task.remote(spec, run.checkpoints_path, best, destination, files))
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         raise cause if isinstance(cause, RayloomError) else TrainingError(f"export failed: {error}") from error
     return place
-
-
-def _export_from(spec: ExportSpec, checkpoint: Checkpoint, destination: str, files: Any) -> str:
-    with checkpoint.as_directory() as folder:
-        return export_artifact(spec, Path(folder), destination, files)

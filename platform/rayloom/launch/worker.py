@@ -5,39 +5,37 @@ from __future__ import annotations
 import contextlib
 import math
 import resource
-from collections.abc import Iterator
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
 import torch
-from ray.train import Checkpoint
 from ray.train.torch import get_device
 
 from rayloom.config import RunConfig
 from rayloom.data import Columns, EncodedDataset, Encoder, PromptTemplate, Row
 from rayloom.launch.progress import Note, post
+from rayloom.launch.reporting import WorkerReporter
 from rayloom.launch.shipping import Files, unpack
 from rayloom.launch.validator import build_validator
 from rayloom.models import ModelSource, attach_lora, load_model
 from rayloom.training import (
     Backend,
+    CheckpointSaver,
+    CheckpointStore,
+    Commit,
     DeepSpeedBackend,
-    EvalRecord,
     Job,
+    Member,
     PlainBackend,
     Progress,
-    StepRecord,
     TokenLoss,
     load_progress,
     train,
 )
-from rayloom.training.distributed import gather_objects
-
-SCORE = "score"
-"""Metric of a checkpoint by which Ray keeps the best: larger is better."""
+from rayloom.training.distributed import gather_objects, rank, world_size
 
 _EAGER_TOKENS = 160
 """On CPUs, the backward pass of torch 2.13's fused attention costs more than the plain one up to about this length
@@ -61,6 +59,18 @@ class Payload:
     eval_rows: list[Row]
     board: Any
     """Handle of a `Board`."""
+    place: str
+    """Folder or URI of the run."""
+    identity: dict[str, str]
+    """What decides the run's weights, see `rayloom.training.Identity`."""
+
+    def store(self) -> CheckpointStore:
+        """The run's checkpoints."""
+        return CheckpointStore(f"{self.place}/checkpoints", self.identity, note=self.note)
+
+    def note(self, text: str) -> None:
+        """Post a line for people."""
+        post(self.board, Note(text))
 
 
 def work(payload: Payload) -> dict[str, Any]:
@@ -87,12 +97,36 @@ def work(payload: Payload) -> dict[str, Any]:
         pad_token_id=tokenizer.pad_token_id,
         validator=build_validator(payload.config, payload.eval_rows, payload.columns, encoder),
     )
-    reporter = RayReporter(payload.config, payload.board)
-    with _checkpoint_folder() as folder:
-        if folder is not None:
-            reporter.note(f"resumed at step {load_progress(folder).step} of {job.total_steps}")
-        progress = train(job, backend, reporter, resume_from=folder)
+    progress = run(job, backend, payload)
     return asdict(progress) | peak_memory(device)
+
+
+def run(job: Job, backend: Backend, payload: Payload) -> Progress:
+    """Train from the last checkpoint that can be trusted, or from the start. Collective."""
+    config, store = payload.config, payload.store()
+    member, chosen = join(store)
+    saver = CheckpointSaver(
+        store,
+        member,
+        keep=config.training.save_total_limit,
+        saved=lambda commit: payload.note(f"saved step {commit.step}"),
+    )
+    with _opened(store, chosen) as folder, saver:
+        reporter = WorkerReporter(config, payload.board, place=payload.place, saver=saver, is_first=member.rank == 0)
+        if folder is not None:
+            before = load_progress(folder)
+            reporter.note(f"resumed at step {before.step} of {job.resumed(before).total_steps}")
+        return train(job, backend, reporter, resume_from=folder)
+
+
+def join(store: CheckpointStore) -> tuple[Member, Commit | None]:
+    """Agree on the attempt's name and on the checkpoint to go on from. Collective: rank 0 decides."""
+    decided: tuple[str, Commit | None] = ("", None)
+    if rank() == 0:
+        attempt = uuid.uuid4().hex[:8]
+        decided = attempt, store.take_over(attempt)
+    attempt, chosen = gather_objects(decided)[0]
+    return Member(attempt, rank(), world_size()), chosen
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
@@ -117,7 +151,7 @@ def build_backend(config: RunConfig, source: ModelSource, device: torch.device, 
     """
     loaded = load_model(source)
     model: Any = loaded.model
-    if device.type == "cpu" and longest <= _EAGER_TOKENS:
+    if device.type == "cpu" and max(longest, config.training.packing_length or 0) <= _EAGER_TOKENS:
         model.set_attn_implementation("eager")
     if config.lora is not None:
         torch.manual_seed(config.training.seed)  # the adapter's first weights are random
@@ -129,40 +163,5 @@ def build_backend(config: RunConfig, source: ModelSource, device: torch.device, 
     return kind(module, config, device), loaded.tokenizer
 
 
-class RayReporter:
-    """Hands checkpoints to Ray Train and news to the board."""
-
-    def __init__(self, config: RunConfig, board: Any) -> None:
-        self._training, self._board = config.training, board
-        self._is_first = ray.train.get_context().get_world_rank() == 0
-
-    def note(self, text: str) -> None:
-        """A line for people."""
-        if self._is_first:
-            post(self._board, Note(text))
-
-    def stepped(self, record: StepRecord) -> None:
-        """See `Reporter.stepped`."""
-        post(self._board, record)
-
-    def evaluated(self, record: EvalRecord) -> None:
-        """See `Reporter.evaluated`."""
-        post(self._board, record)
-
-    def checkpoint(self, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
-        """See `Reporter.checkpoint`. Ray merges the ranks' folders into one checkpoint."""
-        reported = metrics | {"step": progress.step, "epoch": progress.epoch}
-        value = metrics.get(self._training.metric_for_best)
-        if value is not None:
-            reported[SCORE] = value if self._training.larger_is_better else -value
-        ray.train.report(reported, checkpoint=Checkpoint.from_directory(str(folder)))
-
-
-@contextlib.contextmanager
-def _checkpoint_folder() -> Iterator[Path | None]:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-    else:
-        with checkpoint.as_directory() as name:
-            yield Path(name)
+def _opened(store: CheckpointStore, chosen: Commit | None) -> contextlib.AbstractContextManager[Path | None]:
+    return contextlib.nullcontext() if chosen is None else store.opened(chosen)

@@ -41,7 +41,8 @@ class Progress:
         step: Optimizer steps done.
         tokens: Real input tokens seen, over all workers.
         train_s: Seconds spent training (without evaluation), summed over interruptions.
-        world_size: Workers at the time; resuming needs the same number.
+        world_size: Workers at the time. Another number goes on with the same batches.
+        global_batch_size: Rows per optimizer step, which never change within a run; 0 if not known.
         selection: Best evaluation so far.
         metrics: Validation figures of the last evaluation.
     """
@@ -52,20 +53,9 @@ class Progress:
     tokens: int = 0
     train_s: float = 0.0
     world_size: int = 1
+    global_batch_size: int = 0
     selection: Selection = field(default_factory=Selection)
     metrics: dict[str, float] = field(default_factory=dict)
-
-    def require_world_size(self, world_size: int) -> None:
-        """Refuse to resume on another number of workers.
-
-        Raises:
-            TrainingError: It differs from the number that made the checkpoint.
-        """
-        if self.world_size != world_size:
-            raise TrainingError(
-                f"the checkpoint was made by {self.world_size} workers and cannot be resumed on {world_size}: "
-                f"set distributed.num_workers to {self.world_size}"
-            )
 
     def moved(self, **changes: Any) -> Progress:
         """A copy at another place."""
