@@ -34,6 +34,14 @@ class KeptReports:
     steps: list[StepRecord] = field(default_factory=list)
     evaluations: list[EvalRecord] = field(default_factory=list)
     checkpoints: dict[int, Path] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def keep_file(self, path: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, self.folder)
 
     def stepped(self, record: StepRecord) -> None:
         self.steps.append(record)

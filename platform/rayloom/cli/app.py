@@ -17,6 +17,7 @@ from rayloom.cli.evaluate import evaluate
 from rayloom.cli.generate import generate
 from rayloom.cli.init import init
 from rayloom.cli.merge import merge
+from rayloom.cli.runs import runs_app
 from rayloom.cli.serve import serve
 from rayloom.cli.submit import submit
 from rayloom.cli.train import train
@@ -41,6 +42,7 @@ app.command()(merge)
 app.command()(submit)
 app.command()(demo)
 app.add_typer(config_app, name="config")
+app.add_typer(runs_app, name="runs")
 
 
 def main() -> None:

@@ -36,7 +36,8 @@ def train(
 
     with TerminalSink(console) as sink:
         outcome = run_training(loaded, sink=sink, announce=announce, resume=resume is not None, verbose=verbose)
-    console.print(f"\nartifact: [bold]{escape(outcome.artifact)}[/]")
+    console.print(f"\nrun page: {escape(outcome.run.path)}/report.html", highlight=False)
+    console.print(f"artifact: [bold]{escape(outcome.artifact)}[/]")
     console.print(f"next: rayloom evaluate {outcome.artifact}   |   rayloom serve {outcome.artifact}", highlight=False)
 
 
@@ -63,6 +64,6 @@ def announce(prepared: Prepared, cluster: Cluster, run: Run) -> None:
 def _workers_line(prepared: Prepared) -> str:
     workers, training = prepared.config.distributed, prepared.config.training
     backend = f"DeepSpeed ZeRO {workers.stage}" if workers.uses_deepspeed else "plain PyTorch"
-    rows = training.batch_size * training.gradient_accumulation_steps * workers.num_workers
+    rows = prepared.config.global_batch_size
     lora = f", LoRA r={prepared.config.lora.r}" if prepared.config.lora else ""
     return f"{workers.num_workers} x {backend}, {training.precision}{lora}, {rows} rows per step"

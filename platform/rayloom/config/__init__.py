@@ -18,6 +18,7 @@ from rayloom.config.model import LoraConfig, ModelConfig, RandomInit, TaskType
 from rayloom.config.problems import nearest
 from rayloom.config.run import EvaluateJob, OutputConfig, RunConfig
 from rayloom.config.serving import AutoscalingConfig, ServingConfig, WeightPrecision
+from rayloom.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from rayloom.config.training import DistributedConfig, Precision, TrainingConfig
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "EvaluationConfig",
     "GenerationConfig",
     "LoraConfig",
+    "MlflowConfig",
     "ModelConfig",
     "OutputConfig",
     "Precision",
@@ -35,7 +37,9 @@ __all__ = [
     "RunConfig",
     "ServingConfig",
     "TaskType",
+    "TrackingConfig",
     "TrainingConfig",
+    "WandbConfig",
     "WeightPrecision",
     "build_section",
     "config_hash",

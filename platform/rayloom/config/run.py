@@ -11,6 +11,7 @@ from rayloom.config.dataset import DatasetConfig
 from rayloom.config.evaluation import EvaluationConfig
 from rayloom.config.generation import GenerationChanges, GenerationConfig
 from rayloom.config.model import LoraConfig, ModelConfig
+from rayloom.config.tracking import TrackingConfig
 from rayloom.config.training import DistributedConfig, TrainingConfig
 
 
@@ -43,7 +44,14 @@ class RunConfig(Section):
     distributed: DistributedConfig = Field(default_factory=DistributedConfig)
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows per optimizer step."""
+        training = self.training
+        return training.batch_size * training.gradient_accumulation_steps * self.distributed.num_workers
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -44,6 +44,12 @@ class TrainingConfig(Section):
     """Share of the target mass that is spread over the vocabulary."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    packing: bool = False
+    """Put several rows of a micro-batch into one sequence instead of padding each. Rows see only themselves, so
+    losses and gradients stay the same; models that cannot keep rows apart are refused."""
+    packing_length: int | None = Field(None, ge=8)
+    """Tokens that a packed sequence may hold (of an encoder-decoder: on either side); the longest row of the
+    micro-batch where not given. Longer sequences pad less, but attention costs grow with their square."""
     fp16: bool = False
     """Half precision with loss scaling (GPU only)."""
     bf16: bool = False
@@ -70,6 +76,11 @@ class TrainingConfig(Section):
     """What counts as an improvement."""
     logging_steps: int = Field(10, ge=1)
     """Log loss, learning rate and speed every so many steps."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is NaN or infinite: stop the run and name the rows, or leave out the update and
+    say so. ``skip`` looks at every step, which costs GPUs a little speed; ``stop`` looks when it logs and saves."""
+    profile: bool = False
+    """Trace steps 5 to 10 of the first worker with torch's profiler into the run's folder."""
 
     @property
     def precision(self) -> Precision:
@@ -87,6 +98,8 @@ class TrainingConfig(Section):
             raise ValueError("fp16 and bf16 contradict each other: choose one")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise ValueError("warmup_steps and warmup_ratio contradict each other: give one")
+        if self.packing_length is not None and not self.packing:
+            raise ValueError("packing_length without packing does nothing: set packing: true, or leave it out")
         if self.metric_for_best != "loss" and self.eval_rows == 0:
             raise ValueError(f"metric_for_best '{self.metric_for_best}' needs generated rows: set eval_rows above 0")
         return self
@@ -96,7 +109,11 @@ class DistributedConfig(Section):
     """The workers of a run."""
 
     num_workers: int = Field(1, ge=1)
-    """Ray Train workers."""
+    """Ray Train workers. With training.batch_size and accumulation it decides the rows per step, which stay the same
+    when a run is resumed on another number of workers."""
+    min_workers: int | None = Field(None, ge=1)
+    """Start with, or shrink to, this many workers when the cluster has no room for num_workers, and grow again when
+    it has (elastic). Fixed at num_workers where not given. Rows per step stay the same."""
     backend: Literal["auto", "plain", "deepspeed"] = "auto"
     """``deepspeed``, or ``plain`` PyTorch; ``auto`` takes DeepSpeed if zero_stage is given."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
@@ -132,4 +149,6 @@ class DistributedConfig(Section):
             raise ValueError("offload 'nvme' needs zero_stage 3")
         if (self.offload == "nvme") != (self.nvme_path is not None):
             raise ValueError("offload 'nvme' and nvme_path go together")
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is above num_workers {self.num_workers}")
         return self

@@ -1,10 +1,13 @@
 """Which rows go together: plans that are pure functions of lengths, seed and epoch.
 
-A plan is the same on every rank, so no rank has to be told its rows, and a run resumes by counting batches.
+A plan is the same on every rank, so no rank has to be told its rows, and a run resumes by counting batches. Which rows
+an optimizer step takes, and in which order steps come, does not depend on the number of ranks: a run that goes on with
+more or fewer of them sees every row once all the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +39,7 @@ class GlobalBatch:
     """All rows of one optimizer step.
 
     Args:
-        micro: Indexed [rank][accumulation step].
+        micro: Indexed [rank][accumulation step]; all ranks have equally many.
         num_targets: Positions that add to the loss, over all ranks and accumulation steps.
     """
 
@@ -48,28 +51,35 @@ def plan_epoch(  # noqa: PLR0913 - a pure function: all that decides the plan is
     lengths: Ints,
     target_counts: Ints,
     *,
+    global_batch_size: int,
     batch_size: int,
-    accumulation: int,
     world_size: int,
     seed: int,
     epoch: int,
 ) -> list[GlobalBatch]:
     """The optimizer steps of one epoch: every row once, rows of similar length together.
 
-    Only the last global batch may be smaller; its rows are spread evenly over ranks and accumulation steps.
+    The rows of each step, and the order of steps, follow from the data, seed, epoch and global_batch_size alone;
+    batch_size and world_size only decide how a step's rows are shared out. The last step may have fewer rows.
 
     Args:
         lengths: Tokens of each row.
         target_counts: Positions of each row that add to the loss.
-        batch_size: Rows of one micro-batch on one rank.
-        accumulation: Micro-batches of each rank per optimizer step.
+        global_batch_size: Rows of one optimizer step, over all ranks.
+        batch_size: Most rows of one micro-batch on one rank; each rank does as many as that takes.
         world_size: Ranks.
         seed: Seed of the run.
         epoch: Epoch, from 0; each has its own order.
     """
     lengths, target_counts = np.asarray(lengths), np.asarray(target_counts)
-    size = batch_size * accumulation * world_size
-    rng = np.random.default_rng([seed, epoch])
+    return [
+        GlobalBatch(_spread(rows, batch_size, world_size), int(target_counts[rows].sum()))
+        for rows in _steps(lengths, global_batch_size, np.random.default_rng([seed, epoch]))
+    ]
+
+
+def _steps(lengths: npt.NDArray[Any], size: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
+    """The rows of each step, those of one step sorted by length."""
     order = rng.permutation(len(lengths))
     num_full = len(order) - len(order) % size
     full, rest = order[:num_full], order[num_full:]
@@ -78,9 +88,7 @@ def plan_epoch(  # noqa: PLR0913 - a pure function: all that decides the plan is
         bucket = _by_length(full[start : start + size * _BUCKET_GLOBAL_BATCHES], lengths)
         batches += np.split(bucket, len(bucket) // size)
     shuffled = [batches[place] for place in rng.permutation(len(batches))]
-    if len(rest):
-        shuffled.append(_by_length(rest, lengths))
-    return [GlobalBatch(_spread(rows, accumulation, world_size), int(target_counts[rows].sum())) for rows in shuffled]
+    return [*shuffled, _by_length(rest, lengths)] if len(rest) else shuffled
 
 
 def plan_evaluation(lengths: Ints, *, batch_size: int, world_size: int) -> list[tuple[MicroBatch, ...]]:
@@ -98,15 +106,16 @@ def plan_evaluation(lengths: Ints, *, batch_size: int, world_size: int) -> list[
     order = _by_length(np.arange(len(lengths)), lengths)[::-1]
     size = batch_size * world_size
     rounds = [order[start : start + size] for start in range(0, len(order), size)]
-    return [tuple(ranks[0] for ranks in _spread(rows, 1, world_size)) for rows in rounds]
+    return [tuple(ranks[0] for ranks in _spread(rows, batch_size, world_size)) for rows in rounds]
 
 
 def _by_length(rows: npt.NDArray[np.int64], lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return rows[np.argsort(lengths[rows], kind="stable")]
 
 
-def _spread(rows: npt.NDArray[np.int64], accumulation: int, world_size: int) -> tuple[tuple[MicroBatch, ...], ...]:
+def _spread(rows: npt.NDArray[np.int64], batch_size: int, world_size: int) -> tuple[tuple[MicroBatch, ...], ...]:
     """Deal out rows that are sorted by length, so that ranks have similar lengths at the same time."""
+    accumulation = math.ceil(len(rows) / (batch_size * world_size))
     parts = np.array_split(rows, accumulation * world_size)
     filler = MicroBatch((int(rows[0]),), is_filler=True)
     micro = [MicroBatch(tuple(part.tolist())) if len(part) else filler for part in parts]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from rayloom.data.rows import Row
 
 IGNORED = -100
 """Label of positions that take no part in the loss (the one of ``torch.nn.CrossEntropyLoss``)."""
@@ -69,6 +72,36 @@ class EncodingReport:
 
 
 @dataclass(frozen=True)
+class Origins:
+    """Where rows were read, kept small: a number and a file's index per row.
+
+    Args:
+        files: Names of files or datasets.
+        file_of: Index into files, by row.
+        numbers: Row in its file, from 1, by row.
+    """
+
+    files: tuple[str, ...]
+    file_of: Ints
+    numbers: Ints
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], file_label: str) -> Origins:
+        """The origins of rows; of those that do not know theirs, their places in this sequence."""
+        files: dict[str, int] = {}
+        places = [
+            (getattr(row, "file", "") or file_label, getattr(row, "number", 0) or number)
+            for number, row in enumerate(rows, start=1)
+        ]
+        file_of = np.array([files.setdefault(file, len(files)) for file, _ in places], dtype=np.int32)
+        return cls(tuple(files), file_of, np.array([number for _, number in places], dtype=np.int64))
+
+    def name(self, row: int) -> str:
+        """Such as ``train.jsonl row 17``."""
+        return f"{self.files[int(self.file_of[row])]} row {int(self.numbers[row])}"
+
+
+@dataclass(frozen=True)
 class EncodedDataset:
     """Examples in flat storage. ``offsets`` have one entry more than there are examples.
 
@@ -81,6 +114,8 @@ class EncodedDataset:
         seq2seq: Labels are a sequence of their own.
         digest: Hash of all that decides the content.
         report: What encoding did.
+        row_of: Row that each example was made of; empty where not known.
+        origins: Where those rows were read.
     """
 
     input_ids: Ints
@@ -91,6 +126,8 @@ class EncodedDataset:
     seq2seq: bool
     digest: str
     report: EncodingReport = field(default_factory=EncodingReport)
+    row_of: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    origins: Origins | None = None
 
     def __len__(self) -> int:
         return len(self.input_offsets) - 1
@@ -103,6 +140,12 @@ class EncodedDataset:
         labels = self.labels[self.label_offsets[index] : self.label_offsets[index + 1]]
         cut = self.truncated[index]
         return Example(inputs.tolist(), labels.tolist(), bool(cut[0]), bool(cut[1]))
+
+    def place(self, index: int) -> str:
+        """Names an example for people: where its row was read, if that is known."""
+        if self.origins is None or not len(self.row_of):
+            return f"row {index} after encoding"
+        return self.origins.name(int(self.row_of[index]))
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -126,9 +169,15 @@ class EncodedDataset:
 
     @classmethod
     def from_examples(
-        cls, examples: list[Example], *, seq2seq: bool, digest: str = "", report: EncodingReport | None = None
+        cls,
+        examples: list[Example],
+        *,
+        seq2seq: bool,
+        digest: str = "",
+        report: EncodingReport | None = None,
+        row_of: Sequence[int] = (),
     ) -> EncodedDataset:
-        """Pack examples."""
+        """Put examples into flat storage."""
         return cls(
             input_ids=_flat([example.input_ids for example in examples]),
             input_offsets=_offsets([len(example.input_ids) for example in examples]),
@@ -140,6 +189,7 @@ class EncodedDataset:
             seq2seq=seq2seq,
             digest=digest,
             report=report or EncodingReport(num_rows=len(examples), num_examples=len(examples)),
+            row_of=np.asarray(row_of, dtype=np.int64),
         )
 
     def report_dict(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -15,15 +16,15 @@ import numpy as np
 
 from rayloom.artifacts import cache_root
 from rayloom.data.columns import Columns
-from rayloom.data.dataset import EncodedDataset, EncodingReport, Example
+from rayloom.data.dataset import EncodedDataset, EncodingReport, Example, Origins
 from rayloom.data.encoding import Dropped, Encoder
 from rayloom.data.rows import Row, row_error
 from rayloom.data.tokenization import tokenizer_fingerprint
 from rayloom.errors import DataError, RequestError
 
-_VERSION = 1
+_VERSION = 2
 """Goes up when the same rows are to give other ids, or the files another shape."""
-_ARRAYS = ("input_ids", "input_offsets", "labels", "label_offsets", "truncated")
+_ARRAYS = ("input_ids", "input_offsets", "labels", "label_offsets", "truncated", "row_of")
 
 
 def encode_rows(
@@ -66,7 +67,7 @@ def encode_rows(
             file=folder,
         ) from error
     assert cached is not None, "what was just saved can be loaded"
-    return cached
+    return replace(cached, origins=Origins.of(rows, file_label))
 
 
 def _digest(rows: Sequence[Row], encoder: Encoder, columns: Columns) -> str:
@@ -85,6 +86,7 @@ def _digest(rows: Sequence[Row], encoder: Encoder, columns: Columns) -> str:
 
 def _encode(rows: Sequence[Row], encoder: Encoder, columns: Columns, file_label: str, digest: str) -> EncodedDataset:
     examples: list[Example] = []
+    row_of: list[int] = []
     dropped: Counter[Dropped] = Counter()
     for number, row in enumerate(rows, start=1):
         try:
@@ -94,6 +96,7 @@ def _encode(rows: Sequence[Row], encoder: Encoder, columns: Columns, file_label:
                 raise
             raise row_error(str(error), row, file=file_label, number=number) from error
         examples += made
+        row_of += [number - 1] * len(made)
         if reason:
             dropped[reason] += 1
     report = EncodingReport(
@@ -110,7 +113,9 @@ def _encode(rows: Sequence[Row], encoder: Encoder, columns: Columns, file_label:
             "(dataset.*_column) and filled in",
             file=file_label,
         )
-    return EncodedDataset.from_examples(examples, seq2seq=encoder.template.seq2seq, digest=digest, report=report)
+    return EncodedDataset.from_examples(
+        examples, seq2seq=encoder.template.seq2seq, digest=digest, report=report, row_of=row_of
+    )
 
 
 def _save(dataset: EncodedDataset, folder: Path) -> None:

@@ -251,7 +251,7 @@ def _amount(config: RunConfig, shape: Shape, rows: Rows | None, flops: float | N
     if rows is None:
         return Amount(None, None, None, None)
     training, workers = config.training, config.distributed.num_workers
-    per_step = training.batch_size * training.gradient_accumulation_steps * workers
+    per_step = config.global_batch_size
     steps_per_epoch = math.ceil(rows.num_examples / per_step)
     total = steps_per_epoch * training.num_epochs
     if training.max_steps is not None:

@@ -37,8 +37,8 @@ def traps(config: RunConfig, sizing: Sizing, *, on_gpu: bool, rows: Rows | None 
 def _precision_traps(config: RunConfig, sizing: Sizing, on_gpu: bool) -> Iterator[str]:
     if config.training.fp16 and not sizing.shape.family.fp16_safe:
         yield (
-            "T5 in fp16: its activations exceed half precision's range and the loss turns to NaN: "
-            "use training.bf16: true, or neither"
+            "T5 in fp16: its activations exceed half precision's range; the layers known for it compute in fp32, "
+            "but training.bf16: true is safer"
         )
     if config.training.fp16 and not on_gpu:
         yield "fp16 on CPU workers: DeepSpeed refuses it and plain PyTorch is slow: use bf16 or fp32"
@@ -77,8 +77,7 @@ def _stage_traps(config: RunConfig, sizing: Sizing) -> Iterator[str]:
 
 
 def _worker_traps(config: RunConfig, on_gpu: bool, rows: Rows | None) -> Iterator[str]:
-    workers, training = config.distributed, config.training
-    per_step = training.batch_size * training.gradient_accumulation_steps * workers.num_workers
+    workers, per_step = config.distributed, config.global_batch_size
     if rows is not None and rows.num_examples < per_step:
         yield (
             f"one step takes {per_step} rows, but there are only {rows.num_examples}: each epoch is one "

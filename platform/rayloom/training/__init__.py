@@ -2,20 +2,31 @@
 
 from rayloom.training.backends import Backend, PlainBackend
 from rayloom.training.checkpoint import Progress, load_progress, load_weights
+from rayloom.training.commits import Commit, Identity
 from rayloom.training.deepspeed_backend import DeepSpeedBackend, deepspeed_config
-from rayloom.training.loop import Job, train
+from rayloom.training.job import Job
+from rayloom.training.loop import train
 from rayloom.training.loss import TokenLoss
 from rayloom.training.records import EvalRecord, Reporter, StepRecord, Validation, Validator
+from rayloom.training.saver import CheckpointSaver, Member
+from rayloom.training.storage import Storage
+from rayloom.training.store import CheckpointStore
 
 __all__ = [
     "Backend",
+    "CheckpointSaver",
+    "CheckpointStore",
+    "Commit",
     "DeepSpeedBackend",
     "EvalRecord",
+    "Identity",
     "Job",
+    "Member",
     "PlainBackend",
     "Progress",
     "Reporter",
     "StepRecord",
+    "Storage",
     "TokenLoss",
     "Validation",
     "Validator",

@@ -18,6 +18,9 @@ from rayloom.training.optimizer import build_optimizer, set_learning_rate
 
 Batch = dict[str, Tensor]
 
+PLAIN_STATE = "plain.pt"
+"""File of a checkpoint with the plain backend's optimizer state."""
+
 
 class Backend(Protocol):
     """One model being trained on this process, in step with the other ranks."""
@@ -80,7 +83,7 @@ class PlainBackend:
         with self._synchronised(is_last):
             with self._autocast():
                 loss: Tensor = self._parallel(**batch)
-            self._scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
+            self._scaler.scale(weighted(loss, scale)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def update(self, learning_rate: float) -> Tensor | float:
@@ -90,7 +93,9 @@ class PlainBackend:
         trained = [p for p in self.module.parameters() if p.requires_grad]
         limit = self._config.training.max_grad_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(trained, limit)
-        self._scaler.step(self._optimizer)
+        # Asking waits for the device, so only those who want to skip pay for it.
+        if self._config.training.non_finite == "stop" or torch.isfinite(norm):
+            self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         return norm
@@ -106,17 +111,28 @@ class PlainBackend:
         """See `Backend.save`. Ranks are equal, so the first one's state is enough."""
         if distributed.rank() == 0:
             state = {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
-            torch.save(state, folder / "plain.pt")
+            torch.save(state, folder / PLAIN_STATE)
 
     def load(self, folder: Path) -> None:
-        """See `Backend.load`."""
+        """See `Backend.load`. A DeepSpeed checkpoint is converted on the way."""
+        if not (folder / PLAIN_STATE).exists():
+            self._load_deepspeed(folder)
+            return
         from rayloom.models import load_trained_weights
         from rayloom.training.checkpoint import load_weights
 
         load_trained_weights(self.module.model, load_weights(folder))
-        state = torch.load(folder / "plain.pt", map_location=self.device, weights_only=True)
+        state = torch.load(folder / PLAIN_STATE, map_location=self.device, weights_only=True)
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
+
+    def _load_deepspeed(self, folder: Path) -> None:
+        from rayloom.training.deepspeed_backend import convert_deepspeed
+        from rayloom.training.universal import fill_torch, universal_folder
+
+        masters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        with universal_folder(lambda place: convert_deepspeed(folder, place, self.module, self.device)) as place:
+            fill_torch(self._optimizer, masters, place)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._precision == "fp32":
@@ -131,6 +147,15 @@ class PlainBackend:
         else:
             with self._parallel.no_sync():
                 yield
+
+
+def weighted(loss: Tensor, scale: float) -> Tensor:
+    """The loss times its weight; a loss that is not finite makes all gradients NaN, on every rank.
+
+    An infinite loss may have finite gradients. With this, the gradient norm alone tells every rank, at no further cost,
+    that some rank's loss was not finite.
+    """
+    return loss * torch.where(torch.isfinite(loss.detach()), scale, torch.nan)
 
 
 def _device_ids(device: torch.device) -> list[int] | None:

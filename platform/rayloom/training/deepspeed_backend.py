@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,14 @@ from torch import Tensor
 from rayloom.config import RunConfig
 from rayloom.errors import TrainingError
 from rayloom.training import distributed
-from rayloom.training.backends import Batch
+from rayloom.training.backends import PLAIN_STATE, Batch, weighted
+from rayloom.training.deepspeed_import import import_deepspeed
+from rayloom.training.deepspeed_loading import Layout, fill_engine, write_global_state
 from rayloom.training.loss import TokenLoss
-from rayloom.training.optimizer import build_optimizer, set_learning_rate
+from rayloom.training.optimizer import build_optimizer, parameter_names, set_learning_rate
+from rayloom.training.universal import MODEL_PREFIX, from_deepspeed, from_torch, read_state, universal_folder
 
-_TAG = "step"
+_FOLDER, _TAG = "deepspeed", "step"
 
 
 def deepspeed_config(config: RunConfig, *, on_gpu: bool) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def deepspeed_config(config: RunConfig, *, on_gpu: bool) -> dict[str, Any]:
             zero["offload_param"] = target
     return {
         "train_micro_batch_size_per_gpu": training.batch_size,
+        # Only a hint: `DeepSpeedBackend` says itself which micro-batch is a step's last one.
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
         "gradient_clipping": training.max_grad_norm,
         "zero_optimization": zero,
@@ -56,13 +59,14 @@ class DeepSpeedBackend:
     """
 
     def __init__(self, module: TokenLoss, config: RunConfig, device: torch.device) -> None:
-        deepspeed = _import_deepspeed(device)
+        on_gpu = device.type == "cuda"
+        deepspeed = import_deepspeed(on_gpu=on_gpu)
+        deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
         self.device, self._config = device, config
-        offload = config.distributed.offload != "none"
         self._engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(module, config.training, device, offload=offload),
-            config=deepspeed_config(config, on_gpu=device.type == "cuda"),
+            optimizer=build_optimizer(module, config.training, device, offload=self._offloads),
+            config=deepspeed_config(config, on_gpu=on_gpu),
         )
         self.module: TokenLoss = self._engine.module
 
@@ -73,77 +77,129 @@ class DeepSpeedBackend:
         return loss
 
     def backward(self, batch: Batch, *, scale: float, is_last: bool) -> Tensor:
-        """See `Backend.backward`. DeepSpeed itself counts micro-batches to find the last one."""
+        """See `Backend.backward`."""
+        # The number of micro-batches varies (last batch of an epoch, other workers after a resume), so DeepSpeed's
+        # own counting is overruled.
+        self._engine.set_gradient_accumulation_boundary(is_last)
         loss: Tensor = self._engine(**batch)
         # Our scale already divides by the global batch, so DeepSpeed must not divide by the accumulation.
-        self._engine.backward(loss * scale, scale_wrt_gas=False)
-        if not is_last:
-            self._engine.step()
+        self._engine.backward(weighted(loss, scale), scale_wrt_gas=False)
         return loss.detach()
 
     def update(self, learning_rate: float) -> Tensor | float:
-        """See `Backend.update`."""
+        """See `Backend.update`. From stage 1 on DeepSpeed itself leaves out updates that are not finite."""
         set_learning_rate(self._engine.optimizer, learning_rate)
+        plain_norm = self._norm_of_plain_gradients()
+        if plain_norm is not None and self._skips and not torch.isfinite(plain_norm):
+            self._engine.zero_grad()
+            return plain_norm
         self._engine.step()
-        norm: Tensor | float | None = self._engine.get_global_grad_norm()
+        norm: Tensor | float | None = plain_norm if plain_norm is not None else self._engine.get_global_grad_norm()
         return float("nan") if norm is None else norm
+
+    def _norm_of_plain_gradients(self) -> Tensor | None:
+        """Stage 0 in float32 leaves the optimizer unwrapped, and DeepSpeed then knows no norm."""
+        if self._config.distributed.stage != 0 or self._config.training.precision != "fp32":
+            return None
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
 
     def trained_weights(self) -> dict[str, Tensor]:
         """See `Backend.trained_weights`."""
         from deepspeed.utils import safe_get_full_fp32_param
 
+        masters = self._masters()
         weights: dict[str, Tensor] = {}
-        for name, parameter in self.module.model.named_parameters():
+        for name, parameter in self.module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            full = safe_get_full_fp32_param(parameter)  # collective: every rank takes part
+            # Of a stage that shards, this is a collective: every rank takes part.
+            full = safe_get_full_fp32_param(parameter) if masters is None else masters[name]
             if distributed.rank() == 0:
-                # Stage 0 in fp32 keeps no second copy: the parameter itself is the whole weight.
-                kept = parameter if full is None else full
-                weights[name] = kept.detach().reshape(_full_shape(parameter)).float().cpu().clone()
+                whole = full.detach().reshape(_full_shape(parameter)).float().cpu().clone()
+                weights[name.removeprefix(MODEL_PREFIX)] = whole
         return weights
 
     def save(self, folder: Path) -> None:
         """See `Backend.save`."""
-        self._engine.save_checkpoint(str(folder / "deepspeed"), _TAG, exclude_frozen_parameters=self._is_partial)
+        own = folder / _FOLDER
+        self._engine.save_checkpoint(str(own), _TAG, exclude_frozen_parameters=self._is_partial)
+        if distributed.rank() == 0:
+            Layout.of(self._config).write(own)
 
     def load(self, folder: Path) -> None:
-        """See `Backend.load`.
+        """See `Backend.load`. Checkpoints of other workers, stages and backends are converted on the way.
 
         Raises:
-            TrainingError: DeepSpeed found no checkpoint in the folder.
+            TrainingError: The folder holds no checkpoint, or one that cannot be converted.
         """
+        own = folder / _FOLDER
+        if not (own.exists() or (folder / PLAIN_STATE).exists()):
+            raise TrainingError(f"{folder} holds neither a DeepSpeed checkpoint nor a plain one")
+        written_by = Layout.read(own) if own.exists() else None
+        if written_by == Layout.of(self._config):
+            self._load_same(own)
+            return
+        with universal_folder(lambda place: self._convert(folder, place, written_by)) as place:
+            fill_engine(self._engine, place, self._masters(), integer_steps=self._offloads)
+
+    def _load_same(self, own: Path) -> None:
         path, _ = self._engine.load_checkpoint(
-            str(folder / "deepspeed"),
-            _TAG,
-            load_module_strict=not self._is_partial,
-            load_lr_scheduler_states=False,
+            str(own), _TAG, load_module_strict=not self._is_partial, load_lr_scheduler_states=False
         )
         if path is None:
-            raise TrainingError(f"{folder} holds no DeepSpeed checkpoint")
+            raise TrainingError(f"{own} holds no DeepSpeed checkpoint")
+
+    def _convert(self, folder: Path, place: Path, written_by: Layout | None) -> None:
+        module = self.module
+        if written_by is None:
+            state = torch.load(folder / PLAIN_STATE, map_location="cpu", weights_only=True)
+            from_torch(state["optimizer"], place, module=module, weights=folder)
+        else:
+            convert_deepspeed(folder, place, module, self.device)
+        if self._config.distributed.stage > 0:
+            step = read_state(place, parameter_names(module)[0])["step"]
+            write_global_state(self._engine, place, step=step)
+
+    def _masters(self) -> dict[str, Tensor] | None:
+        """Stage 0: the float32 tensors that the optimizer updates, by name."""
+        if self._config.distributed.stage != 0:
+            return None
+        if self._config.training.precision == "fp32":
+            return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        flat = [master for group in self._engine.optimizer.fp32_groups for master in group]
+        return dict(zip(parameter_names(self.module), flat, strict=True))
+
+    @property
+    def _skips(self) -> bool:
+        return self._config.training.non_finite == "skip"
+
+    @property
+    def _offloads(self) -> bool:
+        return self._config.distributed.offload != "none"
 
     @property
     def _is_partial(self) -> bool:
         return self._config.lora is not None
 
 
+def convert_deepspeed(folder: Path, place: Path, module: TokenLoss, device: torch.device) -> None:
+    """Take the DeepSpeed checkpoint in a folder apart, see `rayloom.training.universal`.
+
+    Args:
+        folder: The checkpoint.
+        place: A universal folder to be.
+        module: Names the parameters.
+        device: Of this process.
+
+    Raises:
+        TrainingError: The folder holds none.
+    """
+    stage = Layout.read(folder / _FOLDER).stage
+    import_deepspeed(on_gpu=device.type == "cuda")
+    from_deepspeed(folder / _FOLDER / _TAG, place, module=module, weights=folder, stage=stage)
+
+
 def _full_shape(parameter: torch.nn.Parameter) -> torch.Size:
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
-
-
-def _import_deepspeed(device: torch.device) -> Any:
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise TrainingError(
-            f"the DeepSpeed backend is not installed ({error}); install deepspeed, or set distributed.backend: plain"
-        ) from error
-    if device.type == "cpu":
-        # Otherwise initialising compiles a shared-memory collective (a minute, and a compiler) that only
-        # inference uses.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
-    return deepspeed

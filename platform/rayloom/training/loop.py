@@ -4,88 +4,26 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from rayloom.config import RunConfig
-from rayloom.data import EncodedDataset, GlobalBatch, plan_epoch
+from rayloom.data import GlobalBatch
 from rayloom.training import distributed
 from rayloom.training.backends import Backend
 from rayloom.training.batches import to_device
-from rayloom.training.checkpoint import (
-    Progress,
-    load_progress,
-    load_rng,
-    save_progress,
-    save_rng,
-    save_weights,
-    seed_everything,
-)
+from rayloom.training.checkpoint import Progress, save_progress, save_rng, save_weights
+from rayloom.training.fragile import keep_fragile_in_fp32
+from rayloom.training.job import Job
 from rayloom.training.meter import Meter
-from rayloom.training.records import EvalRecord, Reporter, Validator
+from rayloom.training.packing_check import enable_packing
+from rayloom.training.profiling import StepProfiler
+from rayloom.training.records import EvalRecord, Reporter, StepRecord
+from rayloom.training.resuming import start
+from rayloom.training.safety import FiniteWatch, SpikeWatch, StepOutcome
 from rayloom.training.schedule import learning_rate_at
 from rayloom.training.validation import token_loss
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is trained on what.
-
-    Attributes:
-        config: The run.
-        train: Encoded train rows.
-        validation: Encoded validation rows; may be empty.
-        pad_token_id: Fills up rows of a batch.
-        validator: Generates and scores; None for loss only.
-    """
-
-    config: RunConfig
-    train: EncodedDataset
-    validation: EncodedDataset
-    pad_token_id: int
-    validator: Validator | None = None
-
-    @cached_property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Input tokens of each train row."""
-        return self.train.lengths
-
-    @cached_property
-    def target_counts(self) -> npt.NDArray[np.int64]:
-        """Target tokens of each train row."""
-        return self.train.target_counts
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in one pass over the train rows."""
-        training = self.config.training
-        rows_per_step = training.batch_size * training.gradient_accumulation_steps * distributed.world_size()
-        return math.ceil(len(self.train) / rows_per_step)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        steps = self.steps_per_epoch * self.config.training.num_epochs
-        return min(steps, self.config.training.max_steps or steps)
-
-    def plan(self, epoch: int) -> Sequence[GlobalBatch]:
-        """The batches of an epoch: a pure function of data, seed, epoch and world size."""
-        training = self.config.training
-        return plan_epoch(
-            self.lengths,
-            self.target_counts,
-            batch_size=training.batch_size,
-            accumulation=training.gradient_accumulation_steps,
-            world_size=distributed.world_size(),
-            seed=training.seed,
-            epoch=epoch,
-        )
 
 
 def train(job: Job, backend: Backend, reporter: Reporter, *, resume_from: Path | None = None) -> Progress:
@@ -101,62 +39,96 @@ def train(job: Job, backend: Backend, reporter: Reporter, *, resume_from: Path |
         Where training ended; its ``selection`` names the best step.
 
     Raises:
-        TrainingError: The checkpoint does not fit, or the loss is no longer finite.
+        TrainingError: The checkpoint does not fit, the model cannot be packed, or (unless such steps are skipped)
+            a loss or gradient is not finite.
     """
+    progress = start(job, backend, resume_from)
+    job = job.resumed(progress)
     training, total = job.config.training, job.total_steps
-    progress = _start(job, backend, resume_from)
+    _guard_fp16(job, backend, reporter)
+    enable_packing(backend, training, job.train, job.pad_token_id)
     if training.eval_on_start and progress.step == 0:
         _evaluate(job, backend, reporter, progress)
     meter = Meter(backend.device, total, start=progress)
-    while progress.step < total and not progress.selection.exhausted(training):
-        plan = job.plan(progress.epoch)
-        for batch in plan[progress.batch :]:
-            learning_rate = learning_rate_at(progress.step, config=training, total_steps=total)
-            norm = _step(job, backend, batch, learning_rate, meter)
-            progress = progress.moved(step=progress.step + 1, batch=progress.batch + 1)
-            at_end = progress.step == total or progress.batch == len(plan)
-            if progress.step % training.logging_steps == 0 or at_end:
-                record = meter.record(progress, len(plan), learning_rate, norm)
-                if distributed.rank() == 0:
-                    reporter.stepped(record)
-            if _checkpoint_due(training.checkpoint_every_steps, progress.step) and not at_end:
-                _checkpoint(meter.updated(progress), backend, reporter, metrics={})
-            if progress.step == total:
-                break
-        if progress.batch == len(plan):
-            progress = progress.moved(epoch=progress.epoch + 1, batch=0)
-        if progress.step == total or progress.epoch % training.eval_every_epochs == 0:
-            progress = _evaluate(job, backend, reporter, meter.updated(progress))
-            _checkpoint(progress, backend, reporter, metrics=progress.metrics)
-            meter.restart()
+    watch, spikes = FiniteWatch(backend.device, scaled=training.fp16, place=job.train.place), SpikeWatch()
+    with StepProfiler(reporter, backend.device, wanted=training.profile and distributed.rank() == 0) as profiler:
+        while progress.step < total and not progress.selection.exhausted(training):
+            plan = job.plan(progress.epoch)
+            for batch in plan[progress.batch :]:
+                learning_rate = learning_rate_at(progress.step, config=training, total_steps=total)
+                progress = progress.moved(step=progress.step + 1, batch=progress.batch + 1)
+                outcome = _step(job, backend, batch, learning_rate, progress.step)
+                _account(job, outcome, meter, watch, reporter)
+                at_end = progress.step == total or progress.batch == len(plan)
+                if progress.step % training.logging_steps == 0 or at_end:
+                    watch.check()
+                    record = meter.record(progress, len(plan), learning_rate, outcome.norm)
+                    _report(record, watch, spikes, reporter)
+                if _checkpoint_due(training.checkpoint_every_steps, progress.step) and not at_end:
+                    watch.check()
+                    _checkpoint(meter.updated(progress), backend, reporter, metrics={})
+                profiler.step()
+                if progress.step == total:
+                    break
+            if progress.batch == len(plan):
+                progress = progress.moved(epoch=progress.epoch + 1, batch=0)
+            if progress.step == total or progress.epoch % training.eval_every_epochs == 0:
+                progress = _evaluate(job, backend, reporter, meter.updated(progress))
+                _checkpoint(progress, backend, reporter, metrics=progress.metrics)
+                meter.restart()
     return progress
 
 
-def _start(job: Job, backend: Backend, resume_from: Path | None) -> Progress:
-    backend.module.train()
-    seed_everything(job.config.training.seed + 1000 * distributed.rank())
-    if resume_from is None:
-        return Progress(world_size=distributed.world_size())
-    progress = load_progress(resume_from)
-    progress.require_world_size(distributed.world_size())
-    backend.load(resume_from)
-    load_rng(resume_from, distributed.rank())
-    return progress
+def _guard_fp16(job: Job, backend: Backend, reporter: Reporter) -> None:
+    if not job.config.training.fp16:
+        return
+    num_layers = keep_fragile_in_fp32(backend.module.model)
+    if num_layers and distributed.rank() == 0:
+        reporter.note(
+            f"this model overflows in fp16, so {num_layers} of its layers compute in fp32: training.bf16 is safer"
+        )
 
 
-def _step(job: Job, backend: Backend, batch: GlobalBatch, learning_rate: float, meter: Meter) -> torch.Tensor | float:
+def _step(job: Job, backend: Backend, batch: GlobalBatch, learning_rate: float, step: int) -> StepOutcome:
     # Gradients are averaged over ranks; times the ranks and over the batch's target tokens that makes the mean
     # per token of the global batch, however its rows are spread.
     scale = distributed.world_size() / max(1, batch.num_targets)
     micros = batch.micro[distributed.rank()]
+    losses = []
     for index, micro in enumerate(micros):
-        tensors = to_device(job.train, micro, pad_token_id=job.pad_token_id, device=backend.device)
+        tensors = to_device(
+            job.train, micro, pad_token_id=job.pad_token_id, device=backend.device, packing=backend.module.packing
+        )
         weight = 0.0 if micro.is_filler else scale
-        loss = backend.backward(tensors, scale=weight, is_last=index == len(micros) - 1)
+        losses.append(backend.backward(tensors, scale=weight, is_last=index == len(micros) - 1))
+    return StepOutcome(step, batch, tuple(losses), backend.update(learning_rate))
+
+
+def _account(job: Job, outcome: StepOutcome, meter: Meter, watch: FiniteWatch, reporter: Reporter) -> None:
+    """Count a step; one whose update was left out is named, and its loss does not count."""
+    # Only `skip` looks at every step: the look waits for the device.
+    skipped = job.config.training.non_finite == "skip" and not math.isfinite(float(outcome.norm))
+    if skipped:
+        note = watch.skipped(outcome)
+        if note is not None and distributed.rank() == 0:
+            reporter.note(note)
+    else:
+        watch.applied()
+        watch.saw(outcome)
+        meter.add_targets(outcome.batch.num_targets)
+    for micro, loss in zip(outcome.micros, outcome.losses, strict=True):
         if not micro.is_filler:
-            meter.add(loss, tokens=int(job.lengths[list(micro.rows)].sum()))
-    meter.add_targets(batch.num_targets)
-    return backend.update(learning_rate)
+            counted = torch.zeros_like(loss) if skipped else loss
+            meter.add(counted, tokens=int(job.lengths[list(micro.rows)].sum()))
+
+
+def _report(record: StepRecord, watch: FiniteWatch, spikes: SpikeWatch, reporter: Reporter) -> None:
+    if distributed.rank() != 0:
+        return
+    reporter.stepped(replace(record, skipped_steps=watch.num_skipped))
+    spike = spikes.add(record.loss, step=record.step)
+    if spike is not None:
+        reporter.note(spike)
 
 
 def _checkpoint_due(every: int | None, step: int) -> bool:

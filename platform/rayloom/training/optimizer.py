@@ -21,6 +21,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def parameter_names(model: nn.Module) -> list[str]:
+    """Names of the trained parameters in the order of `parameter_groups`, which numbers them in optimizer states."""
+    # ZeRO-3 keeps the shape in ds_shape while a parameter is spread over the workers.
+    sizes = {name: len(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters() if p.requires_grad}
+    return [name for name, size in sizes.items() if size >= 2] + [name for name, size in sizes.items() if size < 2]
+
+
 def build_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device, *, offload: bool) -> Optimizer:
     """AdamW (Loshchilov & Hutter, 2019) over the trainable parameters.
 

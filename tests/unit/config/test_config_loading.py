@@ -144,6 +144,7 @@ def test_a_wrong_key_or_value_is_named_with_its_line(
     [
         ("training: {fp16: true, bf16: true}", "training.fp16", "contradict"),
         ("training: {warmup_steps: 1, warmup_ratio: 0.1}", "training.warmup_steps", "contradict"),
+        ("distributed: {num_workers: 2, min_workers: 3}", "distributed.min_workers", "is above num_workers 2"),
         ("training: {metric_for_best: rougeL, eval_rows: 0}", "training.metric_for_best", "needs generated"),
         ("distributed: {backend: plain, zero_stage: 1}", "distributed.zero_stage", "needs backend"),
         ("distributed: {offload: cpu}", "distributed.offload", "needs zero_stage"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -15,51 +17,96 @@ from rayloom.data import (
     plan_evaluation,
 )
 
-shapes = st.fixed_dictionaries(
-    {"batch_size": st.integers(1, 4), "accumulation": st.integers(1, 3), "world_size": st.integers(1, 3)}
-)
+sizes = st.fixed_dictionaries({"global_batch_size": st.integers(1, 24), "batch_size": st.integers(1, 4)})
+world_sizes = st.integers(1, 5)
 
 
 def real_rows(batch: GlobalBatch) -> list[int]:
     return [row for rank in batch.micro for micro in rank if not micro.is_filler for row in micro.rows]
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 300), shapes, st.integers(0, 3))
-def test_every_row_once_and_all_ranks_in_step(num_rows: int, shape: dict[str, int], epoch: int) -> None:
+def random_lengths(num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(num_rows)
-    lengths, counts = rng.integers(1, 100, num_rows), rng.integers(1, 20, num_rows)
-    plan = plan_epoch(lengths, counts, **shape, seed=7, epoch=epoch)
-    size = shape["batch_size"] * shape["accumulation"] * shape["world_size"]
+    return rng.integers(1, 100, num_rows), rng.integers(1, 20, num_rows)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 300), sizes, world_sizes, st.integers(0, 3))
+def test_every_row_once_and_all_ranks_in_step(num_rows: int, size: dict[str, int], ranks: int, epoch: int) -> None:
+    lengths, counts = random_lengths(num_rows)
+    plan = plan_epoch(lengths, counts, **size, world_size=ranks, seed=7, epoch=epoch)
     assert sorted(row for batch in plan for row in real_rows(batch)) == list(range(num_rows))
-    assert [len(real_rows(batch)) for batch in plan[:-1]] == [size] * (len(plan) - 1)
+    assert [len(real_rows(batch)) for batch in plan[:-1]] == [size["global_batch_size"]] * (len(plan) - 1)
     for batch in plan:
-        assert len(batch.micro) == shape["world_size"]
-        assert all(len(rank) == shape["accumulation"] for rank in batch.micro)
+        assert len(batch.micro) == ranks
+        assert len({len(rank) for rank in batch.micro}) == 1
+        # As few micro-batches as their size allows: fillers only where ranks outnumber rows.
+        assert (len(batch.micro[0]) - 1) * ranks * size["batch_size"] < len(real_rows(batch))
         assert batch.num_targets == counts[real_rows(batch)].sum()
         for rank in batch.micro:
             for micro in rank:
-                assert 1 <= len(micro.rows) <= shape["batch_size"]
-                assert not micro.is_filler or micro.rows[0] < num_rows
-        sizes = [0 if micro.is_filler else len(micro.rows) for rank in batch.micro for micro in rank]
-        assert max(sizes) - min(sizes) <= 1
-    assert plan == plan_epoch(lengths, counts, **shape, seed=7, epoch=epoch)
+                assert 1 <= len(micro.rows) <= size["batch_size"]
+                assert not micro.is_filler or micro.rows[0] in real_rows(batch)
+        shares = [0 if micro.is_filler else len(micro.rows) for rank in batch.micro for micro in rank]
+        assert max(shares) - min(shares) <= 1
+    assert plan == plan_epoch(lengths, counts, **size, world_size=ranks, seed=7, epoch=epoch)
 
 
-def test_the_rows_of_a_step_do_not_depend_on_how_it_is_shared_out() -> None:
-    lengths = np.random.default_rng(0).integers(1, 100, 333)
-    options = {"seed": 1, "epoch": 2}
-    plans = [
-        plan_epoch(lengths, lengths, batch_size=b, accumulation=a, world_size=w, **options)
-        for b, a, w in ((8, 1, 1), (4, 2, 1), (4, 1, 2), (2, 2, 2))
-    ]
-    steps = [[sorted(real_rows(batch)) for batch in plan] for plan in plans]
-    assert steps[0] == steps[1] == steps[2] == steps[3]
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 24), st.lists(st.tuples(st.integers(1, 6), world_sizes), min_size=2))
+def test_the_rows_of_a_step_depend_on_its_size_alone(num_rows: int, size: int, shares: list[tuple[int, int]]) -> None:
+    lengths, counts = random_lengths(num_rows)
+    options = {"global_batch_size": size, "seed": 1, "epoch": 2}
+    plans = [plan_epoch(lengths, counts, batch_size=rows, world_size=ranks, **options) for rows, ranks in shares]
+    steps = [[(sorted(real_rows(batch)), batch.num_targets) for batch in plan] for plan in plans]
+    assert all(other == steps[0] for other in steps)
+
+
+# One life of the workers: how many there are, how many steps they do, and how many of those a kill takes back.
+lives = st.lists(st.tuples(world_sizes, st.integers(1, 30), st.integers(0, 10)), min_size=1, max_size=8)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 16), st.integers(1, 4), lives)
+def test_no_row_is_lost_or_seen_twice_whatever_is_killed(
+    num_rows: int, global_batch_size: int, batch_size: int, lives: list[tuple[int, int, int]]
+) -> None:
+    """A checkpoint is a number of steps: the rows behind it, over all lives, are each epoch's rows once."""
+    lengths, counts = random_lengths(num_rows)
+    kept: dict[tuple[int, int], list[int]] = {}
+    epoch = batch = 0
+
+    @functools.cache
+    def plan_for(epoch: int, ranks: int) -> list[GlobalBatch]:
+        return plan_epoch(
+            lengths,
+            counts,
+            global_batch_size=global_batch_size,
+            batch_size=batch_size,
+            world_size=ranks,
+            seed=3,
+            epoch=epoch,
+        )
+
+    for ranks, steps, lost in [*lives, (1, num_rows, 0)]:
+        checkpoint = (epoch, batch)
+        for done in range(steps):
+            plan = plan_for(epoch, ranks)
+            kept[epoch, batch] = real_rows(plan[batch])
+            batch += 1
+            if batch == len(plan):
+                epoch, batch = epoch + 1, 0
+            if done < steps - lost:
+                checkpoint = (epoch, batch)
+        epoch, batch = checkpoint
+    for finished in range(epoch):
+        seen = [row for (of, _), rows in kept.items() if of == finished for row in rows]
+        assert sorted(seen) == list(range(num_rows))
 
 
 def test_epochs_and_seeds_differ_and_lengths_are_bucketed() -> None:
     lengths = np.random.default_rng(0).integers(1, 500, 2000)
-    shape = {"batch_size": 8, "accumulation": 2, "world_size": 1}
+    shape = {"global_batch_size": 16, "batch_size": 8, "world_size": 1}
     plan = plan_epoch(lengths, lengths, **shape, seed=0, epoch=0)
     assert plan != plan_epoch(lengths, lengths, **shape, seed=0, epoch=1)
     assert plan != plan_epoch(lengths, lengths, **shape, seed=1, epoch=0)

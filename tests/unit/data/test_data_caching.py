@@ -46,6 +46,18 @@ class CountingEncoder(Encoder):
         return super().examples(row, columns)
 
 
+def test_examples_know_the_rows_they_were_made_of(tmp_path: Path, plain_tokenizer: PreTrainedTokenizerFast) -> None:
+    # The same ids from another file come out of the cache, and yet name their own places.
+    elsewhere = [SourceRow(row, "other.csv", 10 + number) for number, row in enumerate(ROWS)]
+    for rows, expected in (
+        (ROWS, ["train row 1", "train row 4", "train row 5"]),
+        (elsewhere, ["other.csv row 10", "other.csv row 13", "other.csv row 14"]),
+    ):
+        dataset = encode_rows(rows, encoder_of(plain_tokenizer), COLUMNS, cache_dir=tmp_path, file_label="train")
+        assert [dataset.place(index) for index in range(len(dataset))] == expected
+    assert len(list((tmp_path / "tokenized").glob("*/report.json"))) == 1
+
+
 def test_counts_are_reported(tmp_path: Path, plain_tokenizer: PreTrainedTokenizerFast) -> None:
     dataset = encode_rows(ROWS, encoder_of(plain_tokenizer), COLUMNS, cache_dir=tmp_path, file_label="train")
     assert len(dataset) == 3
