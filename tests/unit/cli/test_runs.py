@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from rayloom.cli import runs
 from rayloom.cli.runs import runs_app
 from rayloom.errors import ConfigError
 from rayloom.launch.runs import Run
@@ -15,8 +17,13 @@ from rayloom.launch.tracking.session import tracked
 from tests.fakes_tracking import eval_record, run_config, step_record
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "console", Console(width=200, soft_wrap=True))
+
+
 def output(*arguments: str) -> str:
-    result = CliRunner().invoke(runs_app, list(arguments), catch_exceptions=False, env={"COLUMNS": "200"})
+    result = CliRunner().invoke(runs_app, list(arguments), catch_exceptions=False)
     assert result.exit_code == 0
     return re.sub(r"[│┃|]", " ", result.output)
 
