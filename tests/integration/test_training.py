@@ -96,7 +96,7 @@ def test_its_page_and_status_tell_what_happened(run):
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     last = [event for event in events if isinstance(event, EvalRecord)][-1]
-    assert f"{last.metrics['loss']:.3f}"[:5] in page
+    assert f"{last.metrics['loss']:.4f}" in page
 
 
 def test_trackers_have_the_run(run):
