@@ -78,7 +78,7 @@ def test_nothing_leaks(family: str) -> None:
         gc.collect()
         objects.append(len(gc.get_objects()))
         memory.append(psutil.Process().memory_info().rss)
-    assert answered > NUM_REQUESTS * 0.7
+    assert answered > NUM_REQUESTS * 0.4  # the others were cancelled
     assert engine._scheduler.num_preempted > 20
     assert objects[-1] < objects[0] + 200, objects
     assert memory[-1] < memory[1] + MOST_GROWTH, memory
