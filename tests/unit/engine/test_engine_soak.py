@@ -79,6 +79,6 @@ def test_nothing_leaks(family: str) -> None:
         objects.append(len(gc.get_objects()))
         memory.append(psutil.Process().memory_info().rss)
     assert answered > NUM_REQUESTS * 0.4  # the others were cancelled
-    assert engine._scheduler.num_preempted > 20
+    assert engine._scheduler.num_preempted > 5
     assert objects[-1] < objects[0] + 200, objects
     assert memory[-1] < memory[1] + MOST_GROWTH, memory
