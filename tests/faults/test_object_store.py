@@ -7,6 +7,8 @@ import random
 import pytest
 
 from rayloom.launch import Run
+from rayloom.launch.tracking.folder import RunFolder
+from rayloom.launch.tracking.status import read_history
 from tests.faults.disturbed import STEPS, Cell, Outcome, disturbed
 from tests.faults.table import OUTCOMES
 
@@ -46,5 +48,5 @@ def test_a_run_on_s3_survives_kills(bucket):
     for announced, resumed in zip(outcome.announced, outcome.resumed, strict=True):
         assert 0 < announced <= resumed < STEPS
     run = Run(bucket, "killed")
-    assert run.history()[-1]["step"] == STEPS
+    assert read_history(RunFolder(run.path))[-1]["step"] == STEPS
     outcome.verdict = "finished (S3)"

@@ -21,6 +21,8 @@ from rayloom.evaluation import run_job
 from rayloom.generation import TextGenerator
 from rayloom.launch import TrainOutcome, run_training
 from rayloom.launch.progress import Note
+from rayloom.launch.tracking.folder import RunFolder
+from rayloom.launch.tracking.status import read_history
 from rayloom.training import EvalRecord, StepRecord
 from tests.fakes_tracking import wandb_records
 
@@ -160,7 +162,9 @@ def test_a_killed_worker_is_replaced_and_training_goes_on(tmp_path):
     assert resumed[0] in (*range(5, 32, 5), 16)
     assert saved[-1] == 32
     assert outcome.steps == 32
-    assert {record["step"] for record in outcome.run.history() if record["kind"] == "step"} == set(range(1, 33))
+    assert {record["step"] for record in read_history(RunFolder(outcome.run.path)) if record["kind"] == "step"} == set(
+        range(1, 33)
+    )
 
 
 def _worker_pids() -> list[int]:

@@ -117,14 +117,6 @@ class Run:
         with self._fs.open(self._at(_HISTORY), "a" if self._is_local else "w") as file:
             file.write(before + line)
 
-    def history(self) -> list[dict[str, Any]]:
-        """All records so far; those of steps repeated after an interruption replace the earlier ones."""
-        if not self._fs.exists(self._at(_HISTORY)):
-            return []
-        records = [json.loads(line) for line in self._read(_HISTORY).splitlines()]
-        latest = {(record["kind"], record["step"]): record for record in records}
-        return sorted(latest.values(), key=lambda record: (record["step"], record["kind"]))
-
     @property
     def _is_local(self) -> bool:
         return "://" not in self.path
