@@ -2,8 +2,9 @@
 
 For each precision the engine answers the same questions (`jobs/data/wordnet_entities`, greedy) and reads the same novel
 (`jobs/data/austen`, windows of 256 tokens, each token predicted from those before it in its window). Printed: the share
-of answers that are equal to fp32's, ROUGE-L against the references, perplexity, and the bytes of the weights and of
-the cache per token.
+of answers that are equal to fp32's, ROUGE-L against the references, perplexity; how far the predictions are from fp32's
+(Kullback-Leibler divergence in nats, mean per token, and how often the likeliest token is the same); and the bytes of
+the weights and of the cache per token.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import operator
+import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,40 +40,79 @@ WINDOW = 256
 def main() -> None:
     """Measure, and print the table."""
     options = _options()
-    console = Console(width=120)
+    console = Console(width=140)
     torch.set_num_threads(options.threads)
     print_machine(console, threads=options.threads)
     rows = [json.loads(line) for line in (DATA / "wordnet_entities" / "test.jsonl").open(encoding="utf-8")]
     rows = rows[: options.questions]
-    novel = (DATA / "austen" / "test.txt").read_text(encoding="utf-8")
     console.print(f"{len(rows)} questions; {options.windows} windows of {WINDOW} tokens", highlight=False)
-    table = Table("precision", "equal to fp32", "ROUGE-L", "perplexity", "weights of products", "cache per token")
-    answers: dict[str, list[str]] = {}
+    heads = (
+        "precision",
+        "equal to fp32",
+        "ROUGE-L",
+        "perplexity",
+        "divergence",
+        "same likeliest",
+        "products",
+        "cache/token",
+    )
+    table = Table(*heads)
+    reference: Reading | None = None
     for precision in get_args(WeightPrecision):
-        generator = TextGenerator(SMOLLM2["model"]["name"], precision=precision)
-        outputs = generator.run([PromptInput(row["question"]) for row in rows], {"max_new_tokens": 32}, batch_size=32)
-        answers[precision] = [output.text for output in outputs]
-        pairs = zip(answers[precision], answers["fp32"], strict=True)
-        equal = sum(ours == theirs for ours, theirs in pairs) / len(rows)
-        rouge = text_metrics(answers[precision], [row["answer"] for row in rows])["rougeL"]
-        engine: Any = generator.generator.service._engine
-        ids = generator.encoder.tokenizer.encode(novel, add_special_tokens=False)
-        perplexity = _perplexity(engine, ids, options.windows)
-        shape = engine.runner.cache.shape
-        weights, cache = f"{_weight_bytes(engine) / 2**20:.0f} MiB", f"{shape.block_bytes / BLOCK / 1024:.1f} KiB"
-        table.add_row(precision, f"{equal:.0%}", f"{rouge:.1%}", f"{perplexity:.2f}", weights, cache)
+        reading = _read(precision, rows, options.windows)
+        reference = reference or reading
+        table.add_row(precision, *_columns(reading, reference, rows))
     console.print(table)
 
 
-def _perplexity(engine: Engine, ids: list[int], num_windows: int) -> float:
+@dataclass(frozen=True)
+class Reading:
+    """What one precision wrote and predicted.
+
+    Attributes:
+        answers: To the questions.
+        logprobs_NTV: Of every token of the vocabulary after each token of each window.
+        tokens_NT: The windows.
+        weight_bytes: Of all packed products.
+        cache_bytes: Per token.
+    """
+
+    answers: list[str]
+    logprobs_NTV: torch.Tensor  # noqa: N815 - the shape
+    tokens_NT: torch.Tensor  # noqa: N815
+    weight_bytes: int
+    cache_bytes: float
+
+
+def _read(precision: WeightPrecision, rows: list[dict[str, str]], num_windows: int) -> Reading:
+    generator = TextGenerator(SMOLLM2["model"]["name"], precision=precision)
+    asked = [PromptInput(row["question"]) for row in rows]
+    outputs = generator.run(asked, {"max_new_tokens": 32}, batch_size=32)
+    novel = (DATA / "austen" / "test.txt").read_text(encoding="utf-8")
+    ids = generator.encoder.tokenizer.encode(novel, add_special_tokens=False)
     windows = [ids[start : start + WINDOW] for start in range(0, num_windows * WINDOW, WINDOW)]
-    loss, count = 0.0, 0
-    for window in windows:
-        logits_TV = _logits(engine, window)
-        targets_T = torch.tensor(window[1:])
-        loss += float(torch.nn.functional.cross_entropy(logits_TV[:-1], targets_T, reduction="sum"))
-        count += len(targets_T)
-    return math.exp(loss / count)
+    engine: Any = generator.generator.service._engine
+    return Reading(
+        [output.text for output in outputs],
+        torch.stack([_logits(engine, window).log_softmax(-1) for window in windows]),
+        torch.tensor(windows),
+        _weight_bytes(engine),
+        engine.runner.cache.shape.block_bytes / BLOCK,
+    )
+
+
+def _columns(reading: Reading, reference: Reading, rows: list[dict[str, str]]) -> tuple[str, ...]:
+    equal = sum(map(operator.eq, reading.answers, reference.answers)) / len(rows)
+    rouge = text_metrics(reading.answers, [row["answer"] for row in rows])["rougeL"]
+    targets = reading.tokens_NT[:, 1:, None]
+    loss = -reading.logprobs_NTV[:, :-1].gather(-1, targets).mean().item()
+    expected = reference.logprobs_NTV
+    pairs = zip(expected, reading.logprobs_NTV, strict=True)
+    divergence = statistics.fmean(((p.exp() * (p - q)).sum(-1).mean().item()) for p, q in pairs)
+    likeliest = (expected.argmax(-1) == reading.logprobs_NTV.argmax(-1)).float().mean().item()
+    weights, cache = f"{reading.weight_bytes / 2**20:.0f} MiB", f"{reading.cache_bytes / 1024:.1f} KiB"
+    quality = (f"{equal:.0%}", f"{rouge:.1%}", f"{math.exp(loss):.2f}", f"{divergence:.4f}", f"{likeliest:.1%}")
+    return (*quality, weights, cache)
 
 
 def _logits(engine: Engine, ids: list[int]) -> torch.Tensor:

@@ -90,6 +90,12 @@ class Records:
     def evaluated(self, record: EvalRecord) -> None:
         """See `Reporter.evaluated`."""
 
+    def note(self, text: str) -> None:
+        """See `Reporter.note`."""
+
+    def keep_file(self, path: Path) -> None:
+        """See `Reporter.keep_file`."""
+
     def checkpoint(self, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
         """See `Reporter.checkpoint`."""
 
@@ -151,13 +157,17 @@ def run_in_ray(config: RunConfig, prepared: Prepared) -> Records:
             validation=ray.put(no_rows(prepared.train)),
             eval_rows=[],
             board=board,
+            place=storage,
+            identity={},
         )
         cpus = {"CPU": config.distributed.cpus_per_worker}
         TorchTrainer(
             train_worker,
             train_loop_config={"payload": ray.put(payload)},
             torch_config=TorchConfig(backend="gloo"),
-            scaling_config=ScalingConfig(num_workers=1, use_gpu=False, resources_per_worker=cpus),
+            scaling_config=ScalingConfig(
+                num_workers=config.distributed.num_workers, use_gpu=False, resources_per_worker=cpus
+            ),
             run_config=RayRunConfig(name="overhead", storage_path=storage),
         ).fit()
     return records

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rayloom.cli.doctor_advice import give_advice
+from rayloom.cli.figures import duration, gib
 from rayloom.cli.options import Overrides
 from rayloom.errors import ConfigError
 
@@ -23,6 +25,8 @@ console = Console(soft_wrap=True)
 
 _CHARACTERS_PER_TOKEN = 4.0
 _SAMPLED_ROWS = 1000
+_SAMPLED_STREAMED_ROWS = 50
+"""Of a big corpus; they may be long texts."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def doctor(
     ] = None,
     models: Annotated[bool, typer.Option("--models", help="Also show the table of well-known models.")] = False,
 ) -> None:
-    """Estimate parameters, memory per worker at each ZeRO stage, disk and time, and warn of known traps.
+    """Estimate memory per worker at each ZeRO stage, disk and time, advise a setting, and warn of known traps.
 
     Starts nothing, loads no weights, and needs no hub for well-known models.
     """
@@ -60,6 +64,7 @@ def doctor(
         return
     from rayloom.config import load_run_config
     from rayloom.models import check_task
+    from rayloom.models.advice import advise
     from rayloom.models.sizing import estimate
     from rayloom.models.traps import traps
 
@@ -74,6 +79,8 @@ def doctor(
     console.print(model_table(loaded, sizing))
     console.print(memory_table(loaded, sizing, machine))
     console.print(run_table(sizing, rows))
+    advice = advise(loaded, sizing.shape, memory_limit=machine.memory_per_worker, on_gpu=machine.on_gpu, rows=rows)
+    give_advice(console, loaded, advice)
     if models:
         console.print(variants_table())
     problems = traps(loaded, sizing, on_gpu=machine.on_gpu, rows=rows)
@@ -96,6 +103,11 @@ def model_config(config: RunConfig) -> Any:
     known = known_variant(config.model.name) if is_portable(config.model.name) else None
     if known is not None:
         return known
+    from rayloom.training.continuing import find_start
+
+    start = find_start(config.model.name, note=lambda text: console.print(escape(text), highlight=False))
+    if start is not None:
+        return model_config(start.config)
     return load_config(resolve_source(config.model, config_only=True))
 
 
@@ -107,11 +119,12 @@ def train_rows(config: RunConfig) -> Rows | None:
 
     columns = columns_for(config.dataset, config.model.task_type)
     try:
-        rows = load_splits(config.dataset, columns).train
+        splits = load_splits(config.dataset, columns)
     except HubError as error:
         console.print(f"[yellow]rows unknown:[/] {escape(str(error))}", highlight=False)
         return None
-    sample = rows[:_SAMPLED_ROWS]
+    rows = splits.train
+    sample = rows[: _SAMPLED_ROWS if splits.corpus is None else _SAMPLED_STREAMED_ROWS]
     lengths = [num_characters(columns, row) / _CHARACTERS_PER_TOKEN for row in sample]
     tokens = sum(lengths) / max(1, len(lengths))
     dataset = config.dataset
@@ -206,21 +219,6 @@ def variants_table() -> Table:
     for row in rows:
         table.add_row(row.model, f"{row.parameters / 1e6:,.0f} M", *row.full.values(), *row.lora.values())
     return table
-
-
-def gib(num_bytes: int) -> str:
-    """Bytes as GiB."""
-    value = num_bytes / (1 << 30)
-    return f"{value:.3f}" if 0 < value < 0.1 else f"{value:.2f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _rate(config: RunConfig, machine: Machine) -> float | None:

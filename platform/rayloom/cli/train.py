@@ -52,6 +52,7 @@ def announce(prepared: Prepared, cluster: Cluster, run: Run) -> None:
         "workers": _workers_line(prepared),
         "model": f"{config.model.name} ({prepared.family.name}){random}",
         "rows": f"{len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test",
+        "read": splits.how,
         "tokens": f"{int(prepared.train.lengths.sum())} in train, longest row {int(prepared.train.lengths.max())}",
     }
     for name, text in lines.items():

@@ -66,7 +66,12 @@ class DatasetConfig(Section):
     target_language: str | None = None
     """Translation: name used in the prompt (``German``)."""
     cache_dir: str | None = None
-    """Where tokenised rows are kept; ``$RAYLOOM_CACHE`` or ``~/.cache/rayloom`` where not given."""
+    """Where tokenised rows are kept; ``$RAYLOOM_CACHE`` or ``~/.cache/rayloom`` where not given. When several
+    machines train on a streamed corpus, they all have to see this folder, and the files."""
+    streaming: bool | None = None
+    """Read the files a stretch at a time and train from tokenised shards that are mapped from disk, so that the
+    corpus may be larger than memory; needs files other than JSON lists. Where not given: if the files have more
+    than 256 MiB. Plain text documents of over a million characters are then read in parts of that size."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -74,6 +79,8 @@ class DatasetConfig(Section):
             raise ValueError("give either name (a dataset) or train_file (a file)")
         if self.name and (self.validation_file or self.test_file):
             raise ValueError("validation_file and test_file go with train_file, not with name")
+        if self.name and self.streaming:
+            raise ValueError("streaming reads files: give train_file instead of name")
         if self.prompt_template is not None and "{input}" not in self.prompt_template:
             raise ValueError("prompt_template must contain {input}")
         return self

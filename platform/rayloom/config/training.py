@@ -42,8 +42,9 @@ class TrainingConfig(Section):
     """Clip the global gradient norm; 0 for no clipping."""
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the target mass that is spread over the vocabulary."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Literal["selective"] = False
+    """Recompute activations in the backward pass: less memory, about a third more time. ``selective`` does so in every
+    second block only: half of the saving for half of the time."""
     packing: bool = False
     """Put several rows of a micro-batch into one sequence instead of padding each. Rows see only themselves, so
     losses and gradients stay the same; models that cannot keep rows apart are refused."""

@@ -8,14 +8,15 @@ more or fewer of them sees every row once all the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.integer[Any]] | Sequence[int]
+Each = TypeVar("Each")
 
 _BUCKET_GLOBAL_BATCHES = 50
 """Rows are sorted by length within shuffled stretches of so many global batches: little padding."""
@@ -47,6 +48,35 @@ class GlobalBatch:
     num_targets: int
 
 
+class Plan(Sequence[Each], Generic[Each]):
+    """Batches that are made when they are asked for: a plan of millions of rows is two arrays of numbers.
+
+    Args:
+        places: Which batches, by their number.
+        make: Number to batch; a pure function.
+    """
+
+    def __init__(self, places: range, make: Callable[[int], Each]) -> None:
+        self._places, self._make = places, make
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Each: ...
+    @overload
+    def __getitem__(self, index: slice) -> Plan[Each]: ...
+    def __getitem__(self, index: int | slice) -> Each | Plan[Each]:
+        if isinstance(index, slice):
+            return Plan(self._places[index], self._make)
+        return self._make(self._places[index])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
+
+
 def plan_epoch(  # noqa: PLR0913 - a pure function: all that decides the plan is an argument
     lengths: Ints,
     target_counts: Ints,
@@ -56,7 +86,7 @@ def plan_epoch(  # noqa: PLR0913 - a pure function: all that decides the plan is
     world_size: int,
     seed: int,
     epoch: int,
-) -> list[GlobalBatch]:
+) -> Plan[GlobalBatch]:
     """The optimizer steps of one epoch: every row once, rows of similar length together.
 
     The rows of each step, and the order of steps, follow from the data, seed, epoch and global_batch_size alone;
@@ -72,26 +102,37 @@ def plan_epoch(  # noqa: PLR0913 - a pure function: all that decides the plan is
         epoch: Epoch, from 0; each has its own order.
     """
     lengths, target_counts = np.asarray(lengths), np.asarray(target_counts)
-    return [
-        GlobalBatch(_spread(rows, batch_size, world_size), int(target_counts[rows].sum()))
-        for rows in _steps(lengths, global_batch_size, np.random.default_rng([seed, epoch]))
-    ]
+    rows_of, count = _steps(lengths, global_batch_size, np.random.default_rng([seed, epoch]))
+
+    def make(step: int) -> GlobalBatch:
+        rows = rows_of(step)
+        return GlobalBatch(_spread(rows, batch_size, world_size), int(target_counts[rows].sum()))
+
+    return Plan(range(count), make)
 
 
-def _steps(lengths: npt.NDArray[Any], size: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
-    """The rows of each step, those of one step sorted by length."""
-    order = rng.permutation(len(lengths))
-    num_full = len(order) - len(order) % size
-    full, rest = order[:num_full], order[num_full:]
-    batches: list[npt.NDArray[np.int64]] = []
-    for start in range(0, num_full, size * _BUCKET_GLOBAL_BATCHES):
-        bucket = _by_length(full[start : start + size * _BUCKET_GLOBAL_BATCHES], lengths)
-        batches += np.split(bucket, len(bucket) // size)
-    shuffled = [batches[place] for place in rng.permutation(len(batches))]
-    return [*shuffled, _by_length(rest, lengths)] if len(rest) else shuffled
+def _steps(
+    lengths: npt.NDArray[Any], size: int, rng: np.random.Generator
+) -> tuple[Callable[[int], npt.NDArray[np.int64]], int]:
+    """The rows of a step by its number, sorted by length; and the number of steps."""
+    numbers = np.int32 if len(lengths) < 2**31 else np.int64
+    rows = rng.permutation(np.arange(len(lengths), dtype=numbers))
+    num_full = len(rows) // size
+    stretch = size * _BUCKET_GLOBAL_BATCHES
+    for start in range(0, num_full * size, stretch):
+        stop = min(start + stretch, num_full * size)
+        rows[start:stop] = _by_length(rows[start:stop], lengths)
+    rows[num_full * size :] = _by_length(rows[num_full * size :], lengths)
+    order = rng.permutation(np.arange(num_full, dtype=numbers))
+
+    def rows_of(step: int) -> npt.NDArray[np.int64]:
+        start = size * int(order[step] if step < num_full else num_full)
+        return rows[start : start + size].astype(np.int64)
+
+    return rows_of, -(-len(rows) // size)
 
 
-def plan_evaluation(lengths: Ints, *, batch_size: int, world_size: int) -> list[tuple[MicroBatch, ...]]:
+def plan_evaluation(lengths: Ints, *, batch_size: int, world_size: int) -> Plan[tuple[MicroBatch, ...]]:
     """Rounds of one micro-batch per rank, longest rows first (so that memory runs out at once or never).
 
     Args:
@@ -105,11 +146,15 @@ def plan_evaluation(lengths: Ints, *, batch_size: int, world_size: int) -> list[
     lengths = np.asarray(lengths)
     order = _by_length(np.arange(len(lengths)), lengths)[::-1]
     size = batch_size * world_size
-    rounds = [order[start : start + size] for start in range(0, len(order), size)]
-    return [tuple(ranks[0] for ranks in _spread(rows, batch_size, world_size)) for rows in rounds]
+
+    def make(number: int) -> tuple[MicroBatch, ...]:
+        rows = order[number * size : (number + 1) * size]
+        return tuple(ranks[0] for ranks in _spread(rows, batch_size, world_size))
+
+    return Plan(range(-(-len(order) // size)), make)
 
 
-def _by_length(rows: npt.NDArray[np.int64], lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _by_length(rows: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return rows[np.argsort(lengths[rows], kind="stable")]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,44 @@ class EncodingReport:
             (self.num_truncated_targets, "targets cut to the length limits"),
         )
         return tuple(f"{count} {what}" for count, what in counted if count)
+
+
+class Dataset(Protocol):
+    """Examples, wherever they lie: in memory (`EncodedDataset`), or on disk (`rayloom.data.ShardedDataset`)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    @property
+    def seq2seq(self) -> bool:
+        """Labels are a sequence of their own."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of the content."""
+
+    @property
+    def report(self) -> EncodingReport:
+        """What encoding did."""
+
+    @property
+    def lengths(self) -> Ints:
+        """Input ids of each example (encoder length, or the whole causal sequence)."""
+
+    @property
+    def target_counts(self) -> Ints:
+        """Positions of each example that add to the loss (causal: after the shift by one)."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Input ids in all, plus the targets' where they are a sequence of their own."""
+
+    def first_ids(self, count: int) -> Ints:
+        """At most so many of the input ids, from the first example on."""
+
+    def place(self, index: int) -> str:
+        """Names an example for people: where its row was read."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +204,10 @@ class EncodedDataset:
     def num_tokens(self) -> int:
         """Input ids in all, plus the targets' where they are a sequence of their own."""
         return len(self.input_ids) + (len(self.labels) if self.seq2seq else 0)
+
+    def first_ids(self, count: int) -> Ints:
+        """At most so many of the input ids, from the first example on."""
+        return self.input_ids[:count]
 
     @classmethod
     def from_examples(

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayloom.data.rows import Row, SourceRow, row_error
+from rayloom.data.characters import check_unicode, not_utf8
+from rayloom.data.rows import Row, SourceRow
 from rayloom.errors import DataError
 
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-_PARAGRAPH_GAP = re.compile(r"\n[^\S\n]*\n\s*")
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+TEXT_KINDS = (".txt", ".md")
+PARAGRAPH_GAP = re.compile(r"\n[^\S\n]*\n\s*")
 
 
 def read_rows(path: str | Path, *, text_column: str = "text", text_unit: str = "document") -> list[Row]:
@@ -39,23 +42,34 @@ def read_rows(path: str | Path, *, text_column: str = "text", text_unit: str = "
         DataError: No such file, a kind that is not known, an empty or broken file, text that is not UTF-8.
     """
     file = Path(path)
-    suffix = file.suffix.lower()
-    if not file.is_file():
-        raise DataError("this is a folder, a file is wanted" if file.is_dir() else "there is no such file", file=path)
+    suffix = kind_of(path)
     if suffix == ".parquet":
         rows = _parquet_rows(str(path))
-    elif suffix in (".txt", ".md"):
-        rows = _text_rows(_read_text(file), str(path), text_column, text_unit)
-    elif suffix in _READERS:
-        rows = _READERS[suffix](_read_text(file), str(path))
+    elif suffix in TEXT_KINDS:
+        rows = text_rows(_read_text(file), str(path), text_column, text_unit)
     else:
-        known = ", ".join((*_READERS, ".parquet", ".txt", ".md"))
-        raise DataError(f"files of the kind '{suffix}' are not known; known are {known}", file=path)
+        rows = _READERS[suffix](_read_text(file), str(path))
     if not rows:
         raise DataError("the file has no rows", file=path)
     for row in rows:
-        _check_unicode(row)
+        check_unicode(row)
     return rows
+
+
+def kind_of(path: str | Path) -> str:
+    """A data file's suffix in lower case.
+
+    Raises:
+        DataError: No such file, or a kind that is not known.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError("this is a folder, a file is wanted" if file.is_dir() else "there is no such file", file=path)
+    suffix = file.suffix.lower()
+    known = (*_READERS, ".parquet", *TEXT_KINDS)
+    if suffix not in known:
+        raise DataError(f"files of the kind '{suffix}' are not known; known are {', '.join(known)}", file=path)
+    return suffix
 
 
 def _read_text(file: Path) -> str:
@@ -64,7 +78,7 @@ def _read_text(file: Path) -> str:
         data = file.read_bytes()
     except OSError as error:
         raise DataError(f"the file cannot be read: {error.strerror}", file=file) from error
-    if data.startswith(_UTF16_MARKS):
+    if data.startswith(UTF16_MARKS):
         raise DataError("the file is UTF-16; save it as UTF-8", file=file)
     text = data.decode("utf-8-sig", errors="surrogateescape")
     if not text.strip():
@@ -77,7 +91,7 @@ def _json_rows(text: str, path: str) -> list[Row]:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
-            return _jsonl_rows(text, path)  # JSON Lines under the other name, as many tools write them
+            return jsonl_rows(text, path)  # JSON Lines under the other name, as many tools write them
         place = f"line {error.lineno}, character {error.colno}"
         raise DataError(f"broken JSON at {place}: {error.msg}", file=path) from error
     if isinstance(content, dict) and isinstance(content.get("data"), list):
@@ -87,9 +101,16 @@ def _json_rows(text: str, path: str) -> list[Row]:
     return [_object_row(element, path, number) for number, element in enumerate(content, start=1)]
 
 
-def _jsonl_rows(text: str, path: str) -> list[Row]:
+def jsonl_rows(text: str, path: str, first: int = 1) -> list[Row]:
+    """The rows of JSON Lines.
+
+    Args:
+        text: Whole lines.
+        path: Their file, for errors.
+        first: Number of the first line in it.
+    """
     rows: list[Row] = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=first):
         if not line.strip():
             continue
         try:
@@ -109,14 +130,23 @@ def _object_row(element: Any, path: str, number: int) -> SourceRow:
     return SourceRow(element, path, number)
 
 
-def _csv_rows(text: str, path: str, delimiter: str = ",") -> list[Row]:
+def csv_rows(text: str, path: str, delimiter: str = ",", *, header: tuple[str, ...] = (), first: int = 1) -> list[Row]:
+    """The rows of comma-separated values.
+
+    Args:
+        text: Whole records.
+        path: Their file, for errors.
+        delimiter: Between cells.
+        header: Names of the columns; the first record has them where not given.
+        first: Number of the first record in the file.
+    """
     rows: list[Row] = []
-    header: list[str] = []
-    for number, cells in enumerate(_records(text, path, delimiter), start=1):
+    lines = io.StringIO(text, newline="")
+    for number, cells in enumerate(records(lines, path, delimiter, first=first), start=first):
         if not cells:
             continue
         if not header:
-            header = _checked_header(cells, path, number)
+            header = checked_header(cells, path, number)
         elif len(cells) != len(header):
             raise DataError(
                 f"{len(cells)} cells where the header has {len(header)}; quote cells that contain "
@@ -130,13 +160,24 @@ def _csv_rows(text: str, path: str, delimiter: str = ",") -> list[Row]:
 
 
 def _tsv_rows(text: str, path: str) -> list[Row]:
-    return _csv_rows(text, path, "\t")
+    return csv_rows(text, path, "\t")
 
 
-def _records(text: str, path: str, delimiter: str) -> Iterator[list[str]]:
+def records(lines: Iterable[str], path: str, delimiter: str, *, first: int = 1) -> Iterator[list[str]]:
+    """The records of CSV lines, empty ones too; takes no line before it is needed.
+
+    Args:
+        lines: With their line ends.
+        path: Their file, for errors.
+        delimiter: Between cells.
+        first: Number of the first record.
+
+    Raises:
+        DataError: Broken quotes.
+    """
     old_limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses long documents
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
-    number = 0
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    number = first - 1
     try:
         for cells in reader:
             number += 1
@@ -147,32 +188,46 @@ def _records(text: str, path: str, delimiter: str) -> Iterator[list[str]]:
         csv.field_size_limit(old_limit)
 
 
-def _checked_header(names: list[str], path: str, number: int) -> list[str]:
-    _check_unicode(SourceRow(dict.fromkeys(names), path, number))
+def checked_header(names: list[str], path: str, number: int) -> tuple[str, ...]:
+    """Names of columns, without spaces around them.
+
+    Raises:
+        DataError: One has no name, or two have the same.
+    """
+    check_unicode(SourceRow(dict.fromkeys(names), path, number))
     for place, name in enumerate(names, start=1):
         if not name.strip():
             raise DataError(f"column {place} has no name in the header", file=path, row=number)
         if names.count(name) > 1:
             raise DataError("the header has this name twice", file=path, row=number, column=name)
-    return [name.strip() for name in names]
+    return tuple(name.strip() for name in names)
 
 
-def _text_rows(text: str, path: str, column: str, unit: str) -> list[Row]:
+def text_rows(text: str, path: str, column: str, unit: str, first: int = 1) -> list[Row]:
+    """The rows of plain text.
+
+    Args:
+        text: Whole lines, paragraphs or documents.
+        path: Their file, for errors.
+        column: The column that they go into.
+        unit: What a row is.
+        first: Number of the first line in the file.
+    """
     text = text.replace("\r\n", "\n")
     if unit == "line":
-        parts = list(enumerate(text.split("\n"), start=1))
+        parts = list(enumerate(text.split("\n"), start=first))
     elif unit == "paragraph":
-        parts = _paragraphs(text)
+        parts = _paragraphs(text, first)
     else:
-        parts = [(1, text)]
+        parts = [(first, text)]
     return [SourceRow({column: part}, path, number) for number, part in parts if part.strip()]
 
 
-def _paragraphs(text: str) -> list[tuple[int, str]]:
-    """Paragraphs with the line they start at."""
+def _paragraphs(text: str, line: int) -> list[tuple[int, str]]:
+    """Paragraphs with the line they start at; the text itself starts at ``line``."""
     parts: list[tuple[int, str]] = []
-    position, line = 0, 1
-    for gap in [*_PARAGRAPH_GAP.finditer(text), None]:
+    position = 0
+    for gap in [*PARAGRAPH_GAP.finditer(text), None]:
         part = text[position : gap.start() if gap else len(text)]
         parts.append((line, part))
         if gap:
@@ -186,63 +241,41 @@ def _parquet_rows(path: str) -> list[Row]:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"broken Parquet: {error}", file=path) from error
+    return table_rows(table, path)
+
+
+def table_rows(table: Any, path: str, first: int = 1) -> list[Row]:
+    """The rows of a pyarrow table or record batch.
+
+    Args:
+        table: The rows.
+        path: Their file, for errors.
+        first: Number of the first row in it.
+
+    Raises:
+        DataError: Text that is not UTF-8.
+    """
     try:
         elements = table.to_pylist()
     except UnicodeDecodeError as error:
-        raise _parquet_encoding_error(table, path) from error
-    return [SourceRow(element, path, number) for number, element in enumerate(elements, start=1)]
+        raise _parquet_encoding_error(table, path, first) from error
+    return [SourceRow(element, path, number) for number, element in enumerate(elements, start=first)]
 
 
-def _parquet_encoding_error(table: Any, path: str) -> DataError:
-    for name in table.column_names:
-        for number, value in enumerate(table[name], start=1):
+def _parquet_encoding_error(table: Any, path: str, first: int) -> DataError:
+    for name in table.schema.names:
+        for number, value in enumerate(table[name], start=first):
             try:
                 value.as_py()
             except UnicodeDecodeError as error:
-                return DataError(_not_utf8(error.object[error.start]), file=path, row=number, column=name)
+                return DataError(not_utf8(error.object[error.start]), file=path, row=number, column=name)
     return DataError("text that is not UTF-8", file=path)
-
-
-def _check_unicode(row: Row) -> None:
-    for column, value in row.items():
-        for text in _texts(value):
-            _check_text(text, row, column)
-        _check_text(column, row, None)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-
-
-def _check_text(text: str, row: Row, column: str | None) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        where = f"line {text.count(chr(10), 0, error.start) + 1} of the text: " if "\n" in text else ""
-        if 0xDC80 <= code <= 0xDCFF:  # what surrogateescape makes of a byte
-            message = _not_utf8(code - 0xDC00)
-        else:
-            message = f"half a character (\\u{code:04x}) stands alone; write whole characters"
-        raise row_error(where + message, row, column=column) from error
-
-
-def _not_utf8(byte: int) -> str:
-    return f"byte 0x{byte:02X} is not UTF-8; save the file as UTF-8"
 
 
 _READERS: dict[str, Callable[[str, str], list[Row]]] = {
     ".json": _json_rows,
-    ".jsonl": _jsonl_rows,
-    ".ndjson": _jsonl_rows,
-    ".csv": _csv_rows,
+    ".jsonl": jsonl_rows,
+    ".ndjson": jsonl_rows,
+    ".csv": csv_rows,
     ".tsv": _tsv_rows,
 }

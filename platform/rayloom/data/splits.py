@@ -13,12 +13,15 @@ import numpy as np
 
 from rayloom.config import DatasetConfig
 from rayloom.data.columns import Columns
+from rayloom.data.corpus_splits import split_corpus
 from rayloom.data.hub import load_dataset_rows
 from rayloom.data.rows import Row, SourceRow
+from rayloom.data.sides import SPLITS
 from rayloom.data.sources import read_rows
+from rayloom.data.streaming import Corpus, files_of, way_of
+from rayloom.data.work import Workers, this_process
 from rayloom.errors import DataError
 
-SPLITS = ("train", "validation", "test")
 _ALIASES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",), "train": ("train",)}
 _BREAKS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), re.compile(r"\s+"))
 
@@ -33,30 +36,43 @@ class Splits:
         test: Rows to report on.
         digest: SHA-256 of the content of all three.
         warnings: Things the user should see, such as inputs that explicit files have in common.
+        how: How the rows are read, for people.
+        corpus: Where the rows stay in their files and are read from there on request; None where they are in memory.
     """
 
-    train: list[Row]
-    validation: list[Row]
-    test: list[Row]
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    test: Sequence[Row]
     digest: str
     warnings: tuple[str, ...] = ()
+    how: str = ""
+    corpus: Corpus | None = None
 
-    def rows(self, split: str) -> list[Row]:
+    def rows(self, split: str) -> Sequence[Row]:
         """The rows of a split by its name."""
-        found: list[Row] = {"train": self.train, "validation": self.validation, "test": self.test}[split]
+        found: Sequence[Row] = {"train": self.train, "validation": self.validation, "test": self.test}[split]
         return found
 
 
-def load_splits(dataset: DatasetConfig, columns: Columns) -> Splits:
-    """Read, check, split and limit the rows of a run.
+def load_splits(dataset: DatasetConfig, columns: Columns, *, workers: Workers = this_process) -> Splits:
+    """Read, check, split and limit the rows of a run: in memory, or (`way_of`) where they lie.
 
     Splits that no file and no dataset gives are split off the train rows. Rows with the same normalised input
     and context stay together. A language modelling text of one or two documents is cut by position instead.
+
+    Args:
+        dataset: Names the rows.
+        columns: What is read of them.
+        workers: Who reads files that are streamed.
 
     Raises:
         DataError: Names file, row and column; or there are too few rows to split.
         HubError: The dataset has to come from the hub, which is out of reach.
     """
+    way = way_of(dataset)
+    if way.streamed:
+        corpus = split_corpus(dataset, columns, workers)
+        return Splits(**corpus.rows, digest=corpus.digest, warnings=corpus.warnings, how=way.reason, corpus=corpus)
     given = _given(dataset)
     for rows in given.values():
         columns.check(rows)
@@ -72,7 +88,7 @@ def load_splits(dataset: DatasetConfig, columns: Columns) -> Splits:
         for place, (split, limit) in enumerate(zip(SPLITS, limits, strict=True))
     ]
     train, validation, test = limited
-    return Splits(train, validation, test, digest=rows_digest(*limited), warnings=warnings)
+    return Splits(train, validation, test, digest=rows_digest(*limited), warnings=warnings, how=way.reason)
 
 
 def rows_digest(*splits: Sequence[Row]) -> str:
@@ -93,11 +109,9 @@ def _given(dataset: DatasetConfig) -> dict[str, list[Row]]:
         if "train" not in given:
             raise DataError(f"there is no split 'train'; there are: {', '.join(found) or 'none'}", file=dataset.name)
         return given
-    paths = {"train": dataset.train_file, "validation": dataset.validation_file, "test": dataset.test_file}
     return {
         split: read_rows(path, text_column=dataset.text_column, text_unit=dataset.text_unit)
-        for split, path in paths.items()
-        if path
+        for split, path in files_of(dataset).items()
     }
 
 

@@ -89,12 +89,7 @@ def _encode(rows: Sequence[Row], encoder: Encoder, columns: Columns, file_label:
     row_of: list[int] = []
     dropped: Counter[Dropped] = Counter()
     for number, row in enumerate(rows, start=1):
-        try:
-            made, reason = encoder.examples(row, columns)
-        except (DataError, RequestError) as error:
-            if isinstance(error, DataError) and error.row:
-                raise
-            raise row_error(str(error), row, file=file_label, number=number) from error
+        made, reason = encoded_row(row, encoder, columns, file_label=file_label, number=number)
         examples += made
         row_of += [number - 1] * len(made)
         if reason:
@@ -116,6 +111,29 @@ def _encode(rows: Sequence[Row], encoder: Encoder, columns: Columns, file_label:
     return EncodedDataset.from_examples(
         examples, seq2seq=encoder.template.seq2seq, digest=digest, report=report, row_of=row_of
     )
+
+
+def encoded_row(
+    row: Row, encoder: Encoder, columns: Columns, *, file_label: str, number: int
+) -> tuple[list[Example], Dropped | None]:
+    """The examples of a row, or why there are none.
+
+    Args:
+        row: The row.
+        encoder: Tokenizer, template and limits.
+        columns: The columns to read.
+        file_label: File for rows that do not name theirs.
+        number: Row number for rows that bring none.
+
+    Raises:
+        DataError: The row cannot be encoded; names its place.
+    """
+    try:
+        return encoder.examples(row, columns)
+    except (DataError, RequestError) as error:
+        if isinstance(error, DataError) and error.row:
+            raise
+        raise row_error(str(error), row, file=file_label, number=number) from error
 
 
 def _save(dataset: EncodedDataset, folder: Path) -> None:

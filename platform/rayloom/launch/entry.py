@@ -1,4 +1,4 @@
-"""Ray Train's way into a worker.
+"""Ray's ways into a worker.
 
 Ray's controller imports the module of the training function too, so this one is light and leaves the rest to
 the workers.
@@ -20,3 +20,14 @@ def train_worker(settings: dict[Any, Any]) -> dict[str, Any]:
     from rayloom.launch.worker import work
 
     return work(ray.get(settings["payload"]))
+
+
+@ray.remote(num_cpus=1)
+def do_piece(work: Any, piece: Any) -> Any:
+    """A task that does a piece of work on data: imports what the work needs, and none of training.
+
+    Args:
+        work: Called with the piece; can be pickled.
+        piece: Can be pickled.
+    """
+    return work(piece)

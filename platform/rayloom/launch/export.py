@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rayloom.artifacts import BASE_FOLDER, GoldenCase, Limits, Manifest, model_card, publish
+from rayloom.artifacts import BASE_FOLDER, GoldenCase, Limits, Manifest, code_version, model_card, publish
 from rayloom.config import RunConfig, config_hash, dump_yaml
 from rayloom.data import Columns, Encoder, PromptInput, PromptTemplate, Row
 from rayloom.generation import TransformersGenerator, make_golden
@@ -127,7 +126,7 @@ def build_manifest(spec: ExportSpec, family: str, seq2seq: bool, golden: list[Go
         golden=golden,
         data_hash=spec.data_hash,
         config_hash=config_hash(config),
-        code_version=importlib.metadata.version("rayloom"),
+        code_version=code_version(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         metrics=spec.metrics,
         files={},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -10,15 +10,18 @@ from transformers import PreTrainedTokenizerBase
 from rayloom.config import RunConfig
 from rayloom.data import (
     Columns,
-    EncodedDataset,
+    Dataset,
     Encoder,
     PromptTemplate,
     Row,
     Splits,
+    Workers,
     columns_for,
-    encode_rows,
     load_splits,
+    this_process,
 )
+from rayloom.launch.encoded import encoded_splits, slow_validation, tokenizer_rows
+from rayloom.launch.starting import find_source
 from rayloom.models import (
     Family,
     ModelSource,
@@ -26,7 +29,6 @@ from rayloom.models import (
     load_config,
     load_family,
     load_tokenizer,
-    resolve_source,
 )
 from rayloom.models.lora import target_layers
 from rayloom.models.variants import meta_model
@@ -44,8 +46,10 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     template: PromptTemplate
     encoder: Encoder
-    train: EncodedDataset
-    validation: EncodedDataset
+    train: Dataset
+    validation: Dataset
+    notes: tuple[str, ...] = ()
+    """What was found out about the model."""
 
     def sample(self) -> str:
         """The first train row as the model sees it, special tokens included."""
@@ -60,20 +64,33 @@ class Prepared:
         """What the owner of the data should know."""
         encoded = (("train", self.train.report), ("validation", self.validation.report))
         return [
+            *self.notes,
             *self.splits.warnings,
             *(f"{name}: {text}" for name, part in encoded for text in part.warnings),
+            *slow_validation(self.splits, self.validation),
         ]
 
 
-def prepare(config: RunConfig) -> Prepared:
+def prepare(config: RunConfig, *, workers: Workers = this_process) -> Prepared:
     """Read the data, find the model, encode the rows (cached).
+
+    Args:
+        config: The run.
+        workers: Who reads and encodes a streamed corpus.
 
     Raises:
         UserError: Of the config, the data or the model.
     """
     columns = columns_for(config.dataset, config.model.task_type)
-    splits = load_splits(config.dataset, columns)
-    source = resolve_source(config.model, corpus=lambda: corpus_texts(splits.train, columns), seed=config.training.seed)
+    splits = load_splits(config.dataset, columns, workers=workers)
+    notes: list[str] = []
+
+    def texts(run: RunConfig) -> Iterator[str]:
+        of_run = columns_for(run.dataset, run.model.task_type)
+        own = splits if run is config else load_splits(run.dataset, of_run, workers=workers)
+        return corpus_texts(tokenizer_rows(own), of_run)
+
+    source = find_source(config, texts, note=notes.append)
     family = load_family(source)
     check_task(config.model, family)
     if config.lora is not None:
@@ -92,18 +109,13 @@ def prepare(config: RunConfig) -> Prepared:
         max_input_length=config.dataset.max_input_length,
         max_target_length=config.dataset.max_target_length,
     )
-    place = config.dataset.train_file or config.dataset.name
-    train, validation = (
-        encode_rows(rows, encoder, columns, cache_dir=config.dataset.cache_dir, file_label=label)
-        for rows, label in (
-            (splits.train, f"{place}, train rows"),
-            (splits.validation, f"{place}, validation rows"),
-        )
+    train, validation = encoded_splits(config.dataset, splits, encoder, columns, workers)
+    return Prepared(
+        config, columns, splits, source, family, tokenizer, template, encoder, train, validation, tuple(notes)
     )
-    return Prepared(config, columns, splits, source, family, tokenizer, template, encoder, train, validation)
 
 
-def corpus_texts(rows: list[Row], columns: Columns) -> Iterator[str]:
+def corpus_texts(rows: Iterable[Row], columns: Columns) -> Iterator[str]:
     """All text of the rows that a model will see, to train a tokenizer on."""
     for row in rows:
         for column in (columns.context, columns.input, columns.target, columns.text):

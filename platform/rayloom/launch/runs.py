@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from rayloom.config import RunConfig, dump_yaml, validate
 from rayloom.errors import ConfigError
 from rayloom.launch.progress import Event, Note
 from rayloom.training import Identity, StepRecord
+from rayloom.training.commits import identity_of
 
 _CONFIG = "config.yaml"
 _HISTORY = "history.jsonl"
@@ -62,10 +62,7 @@ class Run:
             config: The run's config.
             data: Hash of the encoded train rows.
         """
-        # Only what was set counts, so that a key that a later version adds changes no run. Data are known by content.
-        sections = {name: getattr(config, name) for name in ("model", "training", "lora")}
-        chosen = {name: each and each.model_dump(mode="json", exclude_defaults=True) for name, each in sections.items()}
-        return {"config": hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest(), "data": data}
+        return identity_of(config, data)
 
     def ray_storage(self) -> tuple[str, Any]:
         """Path and pyarrow file system for Ray's own state: it goes through fsspec, as all of the run does."""

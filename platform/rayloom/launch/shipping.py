@@ -1,7 +1,7 @@
 """Carries a model that only exists on the driver's disk to the other nodes.
 
 Hub names and GGUF files in packages are found by each node itself. A model with random weights was made on the driver
-(its tokenizer is trained on the data), so its files travel through Ray's object store.
+(its tokenizer is trained on the data), and so was one from a checkpoint: their files travel through Ray's object store.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Files = dict[str, bytes]
 
 def pack(source: ModelSource) -> Files | None:
     """The files of a locally made model, None if other nodes find it themselves."""
-    if not source.is_random:
+    if source.portable or not source.materialised:
         return None
     folder = source.model_folder()
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

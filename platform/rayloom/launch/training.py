@@ -13,7 +13,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from rayloom.config import RunConfig
+from rayloom.data import Row
 from rayloom.errors import ConfigError, RayloomError, TrainingError
+from rayloom.launch.corpus import corpus_workers
 from rayloom.launch.entry import train_worker
 from rayloom.launch.export import ExportSpec, export_best
 from rayloom.launch.preparation import Prepared, prepare
@@ -21,6 +23,7 @@ from rayloom.launch.progress import Note, Sink, both, watched
 from rayloom.launch.runs import Run, check_place
 from rayloom.launch.session import Cluster, ray_session
 from rayloom.launch.shipping import pack
+from rayloom.launch.starting import settled
 from rayloom.launch.tracking.session import require_packages, tracked
 from rayloom.launch.worker import Payload
 from rayloom.training import CheckpointStore, Commit, Identity
@@ -62,27 +65,29 @@ def run_training(
         TrainingError: Training failed for good.
         ServiceError: No Ray.
     """
+    config = settled(config, note=lambda text: sink(Note(text)))
     run = open_run(config, resume=resume)
-    prepared = prepare(config)
-    identity = run.identity(config, prepared.train.digest)
-    store = CheckpointStore(run.checkpoints_path, identity, note=lambda text: sink(Note(text)))
-    if resume:
-        check_checkpoints(store, sink)
-    with ray_session(config.distributed, verbose=verbose) as cluster:
-        check_resources(config, cluster)
-        run.start(config)
-        announce(prepared, cluster, run)
-        files = ray.put(pack(prepared.source))
-        with tracked(config, place=run.path, run_name=run.name, sink=sink) as tracking:
-            with watched(both(sink, run.keep, tracking)) as board:
-                payload = _payload(prepared, run, files, board, identity)
-                end = _returned(_fit(payload, run, cluster))
-            best = store.best()
-            if best is None:
-                raise TrainingError(f"training ended without a checkpoint in {run.checkpoints_path}")
-            metrics = _metrics(best, end)
-            artifact = _export(prepared, run, cluster, files, best, metrics)
-            tracking.published(artifact, metrics)
+    with corpus_workers(config, sink, verbose=verbose) as workers:
+        prepared = prepare(config, workers=workers)
+        identity = run.identity(config, prepared.train.digest)
+        store = CheckpointStore(run.checkpoints_path, identity, note=lambda text: sink(Note(text)))
+        if resume:
+            check_checkpoints(store, sink)
+        with ray_session(config.distributed, verbose=verbose) as cluster:
+            check_resources(config, cluster)
+            run.start(config)
+            announce(prepared, cluster, run)
+            files = ray.put(pack(prepared.source))
+            with tracked(config, place=run.path, run_name=run.name, sink=sink) as tracking:
+                with watched(both(sink, run.keep, tracking)) as board:
+                    payload = _payload(prepared, run, files, board, identity)
+                    end = _returned(_fit(payload, run, cluster))
+                best = store.best()
+                if best is None:
+                    raise TrainingError(f"training ended without a checkpoint in {run.checkpoints_path}")
+                metrics = _metrics(best, end)
+                artifact = _export(prepared, run, cluster, files, best, metrics)
+                tracking.published(artifact, metrics)
     return TrainOutcome(run, artifact, metrics, int(end["step"]))
 
 
@@ -151,11 +156,18 @@ def _payload(prepared: Prepared, run: Run, files: Any, board: Any, identity: Ide
         model_files=files,
         train=ray.put(prepared.train),
         validation=ray.put(prepared.validation),
-        eval_rows=prepared.splits.validation[: prepared.config.training.eval_rows],
+        eval_rows=_eval_rows(prepared),
         board=board,
         place=run.path,
         identity=identity,
     )
+
+
+def _eval_rows(prepared: Prepared) -> list[Row]:
+    """Validation rows to generate for; texts that are only continued can be long, and are not looked at."""
+    if prepared.config.model.task_type == "language-modeling":
+        return []
+    return list(prepared.splits.validation[: prepared.config.training.eval_rows])
 
 
 def _fit(payload: Payload, run: Run, cluster: Cluster) -> Result:
@@ -217,7 +229,7 @@ def _export(prepared: Prepared, run: Run, cluster: Cluster, files: Any, best: Co
         template=prepared.template,
         columns=prepared.columns,
         name=run.name,
-        golden_rows=(prepared.splits.validation or prepared.splits.train)[:4],
+        golden_rows=list((prepared.splits.validation or prepared.splits.train)[:4]),
         data_hash=prepared.splits.digest,
         metrics=metrics,
     )

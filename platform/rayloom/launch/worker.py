@@ -15,12 +15,12 @@ import torch
 from ray.train.torch import get_device
 
 from rayloom.config import RunConfig
-from rayloom.data import Columns, EncodedDataset, Encoder, PromptTemplate, Row
+from rayloom.data import Columns, Dataset, Encoder, PromptTemplate, Row
 from rayloom.launch.progress import Note, post
 from rayloom.launch.reporting import WorkerReporter
 from rayloom.launch.shipping import Files, unpack
 from rayloom.launch.validator import build_validator
-from rayloom.models import ModelSource, attach_lora, load_model
+from rayloom.models import ModelSource, attach_lora, load_model, recompute_activations
 from rayloom.training import (
     Backend,
     CheckpointSaver,
@@ -53,7 +53,7 @@ class Payload:
     model_files: Any
     """ObjectRef of `Files` or None."""
     train: Any
-    """ObjectRef of the encoded train rows."""
+    """ObjectRef of the encoded train rows (of a streamed corpus: of the place where they lie)."""
     validation: Any
     """ObjectRef of the encoded validation rows."""
     eval_rows: list[Row]
@@ -80,7 +80,7 @@ def work(payload: Payload) -> dict[str, Any]:
     device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, math.floor(payload.config.distributed.cpus_per_worker)))
-    train_rows: EncodedDataset = ray.get(payload.train)
+    train_rows: Dataset = ray.get(payload.train)
     longest = int(train_rows.lengths.max())
     backend, tokenizer = build_backend(payload.config, payload.source, device, longest=longest)
     encoder = Encoder(
@@ -89,7 +89,7 @@ def work(payload: Payload) -> dict[str, Any]:
         max_input_length=payload.config.dataset.max_input_length,
         max_target_length=payload.config.dataset.max_target_length,
     )
-    validation_rows: EncodedDataset = ray.get(payload.validation)
+    validation_rows: Dataset = ray.get(payload.validation)
     job = Job(
         config=payload.config,
         train=train_rows,
@@ -156,8 +156,7 @@ def build_backend(config: RunConfig, source: ModelSource, device: torch.device, 
     if config.lora is not None:
         torch.manual_seed(config.training.seed)  # the adapter's first weights are random
         model = attach_lora(model, config.lora, loaded.family)
-    if config.training.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    recompute_activations(model, config.training.gradient_checkpointing)
     module = TokenLoss(model, seq2seq=loaded.family.seq2seq, label_smoothing=config.training.label_smoothing)
     kind = DeepSpeedBackend if config.distributed.uses_deepspeed else PlainBackend
     return kind(module, config, device), loaded.tokenizer

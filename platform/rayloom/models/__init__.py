@@ -12,6 +12,7 @@ from rayloom.models.loading import (
 )
 from rayloom.models.lora import attach_lora, load_adapter, merge_adapter
 from rayloom.models.opening import open_model
+from rayloom.models.recomputing import recompute_activations
 from rayloom.models.sources import ModelSource, resolve_source
 from rayloom.models.weights import copy_base, load_trained_weights, save_model, trainable_parameters
 
@@ -33,6 +34,7 @@ __all__ = [
     "load_trained_weights",
     "merge_adapter",
     "open_model",
+    "recompute_activations",
     "resolve_source",
     "save_model",
     "trainable_parameters",

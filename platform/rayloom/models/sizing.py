@@ -4,8 +4,8 @@ Bytes per parameter of mixed-precision Adam follow ZeRO (Rajbhandari et al., 202
 weight, 2 for the gradient, 12 for optimizer state (fp32 copy and two moments); all fp32: 4, 4 and 8. Stage 1
 divides optimizer state by the number of workers, stage 2 gradients as well, stage 3 weights as well.
 Activations follow Korthikanti et al. (2022), equation 1: ``34 x tokens x width`` bytes per 16-bit layer, and
-``5 x heads x length`` per token where attention keeps its score matrix; logits count apart, in fp32, with
-their gradient. Floating-point operations are 6 x parameters x tokens, 4 x with LoRA, whose frozen
+``5 x heads x length`` per token where attention keeps its score matrix; logits count apart, at positions with a
+target, with their gradient. Floating-point operations are 6 x parameters x tokens, 4 x with LoRA, whose frozen
 weights need no gradients, and a third more with checkpointing.
 """
 
@@ -27,6 +27,8 @@ OVERHEAD_BYTES = GIB
 _TOKENIZER_BYTES = 4 << 20
 _HEADROOM = 0.9
 """Share of the memory that a plan may use: the rest is fragmentation and what the formulas leave out."""
+_RECOMPUTED: dict[bool | str, float] = {False: 0.0, "selective": 0.5, True: 1.0}
+"""Share of the blocks whose activations are computed again."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class WorkerMemory:
         """Bytes on the worker's device, overhead included."""
         return self.weights + self.gradients + self.optimizer + self.activations + OVERHEAD_BYTES
 
+    def fits(self, limit: int) -> bool:
+        """Whether a worker with so many bytes has room for it."""
+        return self.device <= _HEADROOM * limit
+
 
 @dataclass(frozen=True)
 class Amount:
@@ -102,7 +108,7 @@ class Sizing:
 
     def fits(self, memory: WorkerMemory) -> bool | None:
         """Whether a stage fits in the limit; None without one."""
-        return None if self.memory_limit is None else memory.device <= _HEADROOM * self.memory_limit
+        return None if self.memory_limit is None else memory.fits(self.memory_limit)
 
     @property
     def lowest_fitting_stage(self) -> int | None:
@@ -192,6 +198,8 @@ def worker_memory(config: RunConfig, shape: Shape, stage: int, rows: Rows | None
     # The plain backend keeps weights in fp32 and computes under autocast.
     wide = 2 if half and uses_deepspeed else 4
     weights, gradients = wide * shape.parameters, wide * shape.trainable
+    if half and not uses_deepspeed:
+        weights += 2 * shape.parameters  # autocast's copies, which the backward pass needs too
     optimizer = (12 if half and uses_deepspeed else 8) * shape.trainable
     if stage >= 1:
         optimizer = math.ceil(optimizer / workers)
@@ -208,28 +216,60 @@ def worker_memory(config: RunConfig, shape: Shape, stage: int, rows: Rows | None
     return WorkerMemory(stage, weights, gradients, optimizer, activation_bytes(config, shape, rows), host)
 
 
-def activation_bytes(config: RunConfig, shape: Shape, rows: Rows | None = None) -> int:
-    """Bytes of the largest micro-batch's activations: of the longest rows, or of full length if unknown."""
+@dataclass(frozen=True)
+class Layout:
+    """Tensors of the largest micro-batch.
+
+    Attributes:
+        tokens: Positions, padding included; of an encoder-decoder, on both sides together.
+        width: Positions of the longest sequence.
+        targets: Positions whose logits are computed.
+    """
+
+    tokens: int
+    width: int
+    targets: int
+
+
+def layout_of(config: RunConfig, shape: Shape, rows: Rows | None = None) -> Layout:
+    """The largest micro-batch: of the longest rows, or of full length if unknown; packed ones share wider sequences."""
     dataset, training = config.dataset, config.training
-    scale = 1 if training.precision != "fp32" else 2
     longest = (rows.longest_example if rows else None) or 1 << 40
     length, target = min(dataset.max_input_length, longest), min(dataset.max_target_length, longest)
     is_pair = config.model.task_type != "language-modeling"
-    tokens = training.batch_size * min(length + (target if is_pair else 0), longest)
+    whole = min(length + target, longest) if is_pair else length
+    sides = (length, target) if shape.family.seq2seq else (whole,)
+    tokens, width = training.batch_size * whole, max(sides)
+    if training.packing_length is not None:
+        # First-fit leaves no bin before the last with room for another longest row.
+        per_bin = max(1, min(training.packing_length // side for side in sides))
+        widths = [max(side, min(training.packing_length, training.batch_size * side)) for side in sides]
+        tokens, width = math.ceil(training.batch_size / per_bin) * sum(widths), max(widths)
+    # A pair has targets in its answer only; a text and a chat may have them everywhere.
+    answers_only = is_pair and config.model.task_type != "chat"
+    return Layout(tokens, width, training.batch_size * target if answers_only else tokens)
+
+
+def activation_bytes(config: RunConfig, shape: Shape, rows: Rows | None = None) -> int:
+    """Bytes of the largest micro-batch's activations, see `layout_of`."""
+    layout, recompute = layout_of(config, shape, rows), config.training.gradient_checkpointing
+    scale = 1 if config.training.precision != "fp32" else 2
     layers = shape.num_layers / 2 if shape.family.seq2seq else shape.num_layers
-    per_layer = 34 * scale * tokens * shape.width
+    per_layer = 34 * scale * layout.tokens * shape.width
     if shape.family.materialises_scores:
-        per_layer += 5 * scale * shape.num_heads * tokens * length
-    kept = 2 * scale * tokens * shape.width * layers + per_layer
-    inner = kept if training.gradient_checkpointing else per_layer * layers
-    logits = training.batch_size * target if shape.family.seq2seq else tokens
-    return int(inner + 3 * 4 * logits * shape.vocabulary)
+        per_layer += 5 * scale * shape.num_heads * layout.tokens * layout.width
+    share = _RECOMPUTED[recompute]
+    # What is recomputed keeps its input, and one block at a time is whole.
+    inputs = 2 * scale * layout.tokens * shape.width
+    kept = (1 - share) * per_layer * layers + share * inputs * layers + (per_layer if share else 0)
+    logits = 2 * 2 * scale * layout.targets * shape.vocabulary
+    return int(min(kept, per_layer * layers) + logits)
 
 
 def training_flops(config: RunConfig, shape: Shape, tokens: int) -> float:
     """Floating-point operations of training on so many tokens."""
     per_parameter = 6 if config.lora is None else 4
-    recompute = 4 / 3 if config.training.gradient_checkpointing else 1.0
+    recompute = 1 + _RECOMPUTED[config.training.gradient_checkpointing] / 3
     return per_parameter * recompute * shape.parameters * tokens
 
 
@@ -303,6 +343,6 @@ def _least_hardware(config: RunConfig, shape: Shape, gib: int) -> str:
                 update={"num_workers": count, "zero_stage": stage, "backend": "deepspeed"}
             )
             memory = worker_memory(config.model_copy(update={"distributed": workers}), shape, stage)
-            if memory.device <= _HEADROOM * gib * GIB:
+            if memory.fits(gib * GIB):
                 return f"{count} x ZeRO {stage}"
     return "-"

@@ -13,10 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rayloom.config import Precision, RunConfig
 from rayloom.training import distributed
+from rayloom.training.batches import Batch
+from rayloom.training.frozen import cast_frozen_once
 from rayloom.training.loss import TokenLoss
 from rayloom.training.optimizer import build_optimizer, set_learning_rate
 
-Batch = dict[str, Tensor]
+_HALVES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 PLAIN_STATE = "plain.pt"
 """File of a checkpoint with the plain backend's optimizer state."""
@@ -65,9 +67,11 @@ class PlainBackend:
 
     def __init__(self, module: TokenLoss, config: RunConfig, device: torch.device) -> None:
         self.module, self.device, self._config = module.to(device), device, config
-        self._precision: Precision = config.training.precision
+        self._half = _HALVES[config.training.precision]
+        if self._half is not None:
+            cast_frozen_once(self.module, self._half)
         self._optimizer = build_optimizer(self.module, config.training, device, offload=False)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=self._precision == "fp16")
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._half is torch.float16)
         self._parallel: nn.Module = self.module
         if distributed.world_size() > 1:
             self._parallel = DistributedDataParallel(self.module, device_ids=_device_ids(device))
@@ -135,9 +139,7 @@ class PlainBackend:
             fill_torch(self._optimizer, masters, place)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self._precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self._precision == "bf16" else torch.float16)
+        return contextlib.nullcontext() if self._half is None else torch.autocast(self.device.type, self._half)
 
     @contextlib.contextmanager
     def _synchronised(self, is_last: bool) -> Iterator[None]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rayloom.artifacts.manifest import FileEntry
+from rayloom.config import RunConfig
 
 COMMIT = "COMMIT.json"
 _FOLDER = re.compile(r"step-\d{8,}-[0-9a-z]+")
@@ -101,6 +102,19 @@ class Commit(_Record):
         if len(self.files) != sum(map(len, self.ranks)):
             raise ValueError("lists a file twice")
         return self
+
+
+def identity_of(config: RunConfig, data: str) -> Identity:
+    """What decides the weights of a run, as hashes: checkpoints of another are never resumed.
+
+    Args:
+        config: The run's config.
+        data: Hash of the encoded train rows.
+    """
+    # Only what was set counts, so that a key that a later version adds changes no run. Data are known by content.
+    sections = {name: getattr(config, name) for name in ("model", "training", "lora")}
+    chosen = {name: each and each.model_dump(mode="json", exclude_defaults=True) for name, each in sections.items()}
+    return {"config": _digest(chosen), "data": data}
 
 
 def folder_name(step: int, attempt: str) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 from rayloom.config import RunConfig
 from rayloom.errors import TrainingError
 from rayloom.training import distributed
-from rayloom.training.backends import PLAIN_STATE, Batch, weighted
+from rayloom.training.backends import PLAIN_STATE, weighted
+from rayloom.training.batches import Batch
 from rayloom.training.deepspeed_import import import_deepspeed
 from rayloom.training.deepspeed_loading import Layout, fill_engine, write_global_state
 from rayloom.training.loss import TokenLoss

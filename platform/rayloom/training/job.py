@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rayloom.config import RunConfig
-from rayloom.data import EncodedDataset, GlobalBatch, plan_epoch
+from rayloom.data import Dataset, GlobalBatch, plan_epoch
 from rayloom.training import distributed
 from rayloom.training.checkpoint import Progress
 from rayloom.training.records import Validator
@@ -31,8 +32,8 @@ class Job:
     """
 
     config: RunConfig
-    train: EncodedDataset
-    validation: EncodedDataset
+    train: Dataset
+    validation: Dataset
     pad_token_id: int
     validator: Validator | None = None
     global_batch_size: int | None = None
@@ -42,12 +43,12 @@ class Job:
         return replace(self, global_batch_size=progress.global_batch_size or None)
 
     @cached_property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> npt.NDArray[np.integer[Any]]:
         """Input tokens of each train row."""
         return self.train.lengths
 
     @cached_property
-    def target_counts(self) -> npt.NDArray[np.int64]:
+    def target_counts(self) -> npt.NDArray[np.integer[Any]]:
         """Target tokens of each train row."""
         return self.train.target_counts
 

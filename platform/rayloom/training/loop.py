@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +12,19 @@ import torch
 from rayloom.data import GlobalBatch
 from rayloom.training import distributed
 from rayloom.training.backends import Backend
-from rayloom.training.batches import to_device
+from rayloom.training.batches import Batch
 from rayloom.training.checkpoint import Progress, save_progress, save_rng, save_weights
 from rayloom.training.fragile import keep_fragile_in_fp32
 from rayloom.training.job import Job
 from rayloom.training.meter import Meter
 from rayloom.training.packing_check import enable_packing
+from rayloom.training.prefetch import Feeder
 from rayloom.training.profiling import StepProfiler
 from rayloom.training.records import EvalRecord, Reporter, StepRecord
 from rayloom.training.resuming import start
 from rayloom.training.safety import FiniteWatch, SpikeWatch, StepOutcome
 from rayloom.training.schedule import learning_rate_at
+from rayloom.training.scratch import scratch
 from rayloom.training.validation import token_loss
 
 
@@ -51,13 +53,16 @@ def train(job: Job, backend: Backend, reporter: Reporter, *, resume_from: Path |
         _evaluate(job, backend, reporter, progress)
     meter = Meter(backend.device, total, start=progress)
     watch, spikes = FiniteWatch(backend.device, scaled=training.fp16, place=job.train.place), SpikeWatch()
-    with StepProfiler(reporter, backend.device, wanted=training.profile and distributed.rank() == 0) as profiler:
+    with (
+        StepProfiler(reporter, backend.device, wanted=training.profile and distributed.rank() == 0) as profiler,
+        Feeder(job, backend.device, backend.module.packing) as feeder,
+    ):
         while progress.step < total and not progress.selection.exhausted(training):
             plan = job.plan(progress.epoch)
-            for batch in plan[progress.batch :]:
+            for batch, tensors in feeder.steps(plan[progress.batch :]):
                 learning_rate = learning_rate_at(progress.step, config=training, total_steps=total)
                 progress = progress.moved(step=progress.step + 1, batch=progress.batch + 1)
-                outcome = _step(job, backend, batch, learning_rate, progress.step)
+                outcome = _step(backend, batch, tensors, learning_rate, progress.step)
                 _account(job, outcome, meter, watch, reporter)
                 at_end = progress.step == total or progress.batch == len(plan)
                 if progress.step % training.logging_steps == 0 or at_end:
@@ -89,18 +94,17 @@ def _guard_fp16(job: Job, backend: Backend, reporter: Reporter) -> None:
         )
 
 
-def _step(job: Job, backend: Backend, batch: GlobalBatch, learning_rate: float, step: int) -> StepOutcome:
+def _step(
+    backend: Backend, batch: GlobalBatch, tensors: Iterator[Batch], learning_rate: float, step: int
+) -> StepOutcome:
     # Gradients are averaged over ranks; times the ranks and over the batch's target tokens that makes the mean
     # per token of the global batch, however its rows are spread.
     scale = distributed.world_size() / max(1, batch.num_targets)
     micros = batch.micro[distributed.rank()]
     losses = []
-    for index, micro in enumerate(micros):
-        tensors = to_device(
-            job.train, micro, pad_token_id=job.pad_token_id, device=backend.device, packing=backend.module.packing
-        )
+    for index, (micro, inputs) in enumerate(zip(micros, tensors, strict=True)):
         weight = 0.0 if micro.is_filler else scale
-        losses.append(backend.backward(tensors, scale=weight, is_last=index == len(micros) - 1))
+        losses.append(backend.backward(inputs, scale=weight, is_last=index == len(micros) - 1))
     return StepOutcome(step, batch, tuple(losses), backend.update(learning_rate))
 
 
@@ -156,8 +160,7 @@ def _evaluate(job: Job, backend: Backend, reporter: Reporter, progress: Progress
 
 
 def _checkpoint(progress: Progress, backend: Backend, reporter: Reporter, *, metrics: dict[str, float]) -> None:
-    with tempfile.TemporaryDirectory(prefix="rayloom-checkpoint-") as name:
-        folder = Path(name)
+    with scratch("checkpoint") as folder:
         weights = backend.trained_weights()
         backend.save(folder)
         save_rng(folder, distributed.rank())

@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
 
 from rayloom.data import Packing
+from rayloom.training.likelihood import summed_likelihood
 from rayloom.training.packed_attention import as_scores, same_row, segments
 
 IGNORED = -100
@@ -86,13 +87,8 @@ class TokenLoss(nn.Module):
         if logits.dim() == 3:  # a model whose head is no module of its own
             logits = logits.flatten(0, 1).index_select(0, positions)
         targets_N = labels.flatten().index_select(0, positions + (0 if self.seq2seq else 1))
-        return F.cross_entropy(
-            logits.float(),
-            targets_N,
-            ignore_index=IGNORED,
-            reduction="sum",
-            label_smoothing=self.label_smoothing if self.training else 0.0,
-        )
+        smoothing = self.label_smoothing if self.training else 0.0
+        return summed_likelihood(logits, targets_N, label_smoothing=smoothing)
 
     def _packed_pairs(self, input_ids: Tensor, sources_BT: Tensor, targets_BT: Tensor) -> dict[str, Any]:
         """An encoder-decoder's inputs: rows are apart in the encoder, the decoder and between the two."""

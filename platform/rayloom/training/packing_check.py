@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from rayloom.config import TrainingConfig
-from rayloom.data import EncodedDataset, Example, MicroBatch, Packing
+from rayloom.data import Dataset, EncodedDataset, Example, MicroBatch, Packing
 from rayloom.errors import TrainingError
 from rayloom.training import distributed
 from rayloom.training.backends import Backend
@@ -27,7 +27,7 @@ _NEAR = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 """Relative differences of summed losses: of sums in the same order, and in another."""
 
 
-def enable_packing(backend: Backend, config: TrainingConfig, dataset: EncodedDataset, pad_token_id: int) -> None:
+def enable_packing(backend: Backend, config: TrainingConfig, dataset: Dataset, pad_token_id: int) -> None:
     """Let train micro-batches be packed, if the config says so. Collective: a few forward passes, no randomness.
 
     Args:
@@ -69,9 +69,7 @@ def packing_for(module: TokenLoss, config: TrainingConfig) -> Packing:
     return Packing(config.packing_length, flat="flash" in attention)
 
 
-def _check(
-    backend: Backend, config: TrainingConfig, dataset: EncodedDataset, pad_token_id: int, packing: Packing
-) -> None:
+def _check(backend: Backend, config: TrainingConfig, dataset: Dataset, pad_token_id: int, packing: Packing) -> None:
     def loss(examples: list[Example], how: Packing | None, *, middle: bool = False) -> float:
         rows = EncodedDataset.from_examples(examples, seq2seq=dataset.seq2seq)
         micro = MicroBatch(tuple(range(len(rows))))
@@ -83,7 +81,7 @@ def _check(
         return float(backend.loss(batch))
 
     kind = backend.module.hf_config.model_type
-    ids = dataset.input_ids[: config.batch_size * _SENTINEL_TOKENS]
+    ids = dataset.first_ids(config.batch_size * _SENTINEL_TOKENS)
     row = _sentinel(dataset)
     first = [dataset[place] for place in range(min(len(dataset), config.batch_size))]
     one_bin = Packing(3 * _SENTINEL_TOKENS, flat=packing.flat)
@@ -109,7 +107,7 @@ def _check(
         raise _refusal(kind, f"packing changes losses, {changes}")
 
 
-def _sentinel(dataset: EncodedDataset) -> Example:
+def _sentinel(dataset: Dataset) -> Example:
     """A short row with targets in it: the row with most of them, cut."""
     example = dataset[int(dataset.target_counts.argmax())]
     # An answer stands at the end of a decoder's row.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from rayloom.training.records import Reporter
+from rayloom.training.scratch import scratch
 
 FIRST, LAST = 5, 10
 """Steps of this process that are traced: the first ones are busy with warming up."""
@@ -52,7 +51,7 @@ class StepProfiler:
             self._profiler.step()
 
     def _keep(self, profiler: Any) -> None:
-        with tempfile.TemporaryDirectory(prefix="rayloom-trace-") as name:
-            path = Path(name) / TRACE_NAME
+        with scratch("trace") as folder:
+            path = folder / TRACE_NAME
             profiler.export_chrome_trace(str(path))
             self._reporter.keep_file(path)

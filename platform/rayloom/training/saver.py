@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
-
 from rayloom.artifacts.storage import files_below
 from rayloom.errors import RayloomError, TrainingError
 from rayloom.training.checkpoint import Progress
 from rayloom.training.commits import Commit, Files, RankPart, folder_name
+from rayloom.training.scratch import make_scratch, sweep_scratch
 from rayloom.training.store import CheckpointStore
 
 _PEERS_S = 1800.0
 _LAST_CHANCE_S = 10.0
-_STAGING = "rayloom-upload-"
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class CheckpointSaver:
         self._gives_up = threading.Event()
 
     def __enter__(self) -> CheckpointSaver:
-        sweep_staging()
+        sweep_scratch()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -92,7 +88,7 @@ class CheckpointSaver:
             TrainingError: The last upload failed.
         """
         self.flush()
-        staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{os.getpid()}-", dir=folder.parent))
+        staging = make_scratch("upload", folder.parent)
         for child in folder.iterdir():
             child.rename(staging / child.name)
 
@@ -182,11 +178,3 @@ class CheckpointSaver:
         if (part.rank, part.world_size, part.attempt) != (rank, self._member.world_size, self._member.attempt):
             raise TrainingError(f"{RankPart.name(rank)} of checkpoint {part.folder} is that of another worker")
         return part
-
-
-def sweep_staging() -> None:
-    """Remove what uploads of killed processes have left in this machine's temporary folder."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_STAGING}*-*"):
-        pid = folder.name.removeprefix(_STAGING).split("-")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)

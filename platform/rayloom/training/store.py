@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rayloom.errors import TrainingError
 from rayloom.training.commits import COMMIT, Commit, Identity, is_folder_name
+from rayloom.training.scratch import scratch
 from rayloom.training.storage import Storage
 
 _INDEX, _OWNER = "INDEX.json", "OWNER.json"
@@ -70,6 +70,18 @@ class CheckpointStore:
                 return commit
         return self.latest()
 
+    def named(self, folder: str) -> Commit:
+        """The checkpoint in a folder, its files being as they were written.
+
+        Raises:
+            TrainingError: It was never finished, is damaged, or is another run's.
+        """
+        commit = next((each for each in self.records() if each.folder == folder), None)
+        if commit is not None and self._is_whole(commit):
+            return commit
+        reason = (self._damaged | self._foreign).get(folder, f"it has no {COMMIT}, so it was never finished")
+        raise TrainingError(f"checkpoint {self.storage.place}/{folder} cannot be used: {reason}")
+
     def records(self) -> list[Commit]:
         """All that were committed by this run and are not known to be damaged, oldest step first."""
         for folder in self._index() or []:
@@ -93,11 +105,11 @@ class CheckpointStore:
                 )
             yield local
             return
-        with tempfile.TemporaryDirectory(prefix="rayloom-resume-") as name:
+        with scratch("resume") as folder:
             for file, entry in commit.files.items():
-                if self.storage.download(f"{commit.folder}/{file}", Path(name) / file) != entry:
+                if self.storage.download(f"{commit.folder}/{file}", folder / file) != entry:
                     raise TrainingError(f"{self.storage.place}/{commit.folder}/{file} was damaged on its way here")
-            yield Path(name)
+            yield folder
 
     def take_over(self, attempt: str) -> Commit | None:
         """Become the owner, choose the checkpoint to go on from, and remove what killed attempts left.

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import io
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rayloom.errors import TrainingError
 from rayloom.training import distributed
 from rayloom.training.checkpoint import load_weights
 from rayloom.training.optimizer import parameter_names
+from rayloom.training.scratch import scratch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MODEL_PREFIX = "model."
@@ -44,8 +44,8 @@ def universal_folder(convert: Callable[[Path], None]) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         name, failure = "", None
         if leader == distributed.rank():
-            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="rayloom-universal-"))
-            failure = _failure(convert, Path(name))
+            folder = stack.enter_context(scratch("universal"))
+            name, failure = str(folder), _failure(convert, folder)
         made = distributed.gather_objects((name, failure))
         broken = next((reason for _, reason in made if reason is not None), None)
         if broken is not None:

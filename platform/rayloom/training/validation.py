@@ -6,13 +6,13 @@ import math
 
 import torch
 
-from rayloom.data import EncodedDataset, plan_evaluation
+from rayloom.data import Dataset, plan_evaluation
 from rayloom.training import distributed
 from rayloom.training.backends import Backend
 from rayloom.training.batches import to_device
 
 
-def token_loss(backend: Backend, dataset: EncodedDataset, *, batch_size: int, pad_token_id: int) -> float:
+def token_loss(backend: Backend, dataset: Dataset, *, batch_size: int, pad_token_id: int) -> float:
     """Mean negative log-likelihood per target token, equal on all ranks.
 
     Token-weighted: independent of batch size, padding and number of workers. Every rank runs equally many

@@ -66,3 +66,20 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_gib() -> None:
     assert (gib(0), gib(1 << 20), gib(3 << 29)) == ("0.00", "0.001", "1.50")
+
+
+def test_advice_is_a_line_for_the_config(config: Path) -> None:
+    text = run(str(config), "--memory", "80", "--gpu")
+    assert "advice: plain PyTorch" in text
+    assert "distributed: {zero_stage: null}" in text
+    followed = run(str(config), "--memory", "80", "--gpu", "-s", "distributed.zero_stage=null")
+    assert "the config says so already" in followed
+    tight = run(str(config), "--memory", "2.2", "--cpu", "-s", "distributed.num_workers=8")
+    assert "advice: DeepSpeed ZeRO" in tight
+    assert "no ZeRO stage fits" not in tight
+
+
+def test_without_any_room_there_is_no_advice(config: Path) -> None:
+    text = run(str(config), "--memory", "0.5", "--cpu")
+    assert "advice:" not in text
+    assert "no setting fits" in text

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import tracemalloc
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from rayloom.data import (
     EncodedDataset,
     Example,
     GlobalBatch,
+    MicroBatch,
+    Plan,
     collate,
     plan_epoch,
     plan_evaluation,
@@ -77,7 +81,7 @@ def test_no_row_is_lost_or_seen_twice_whatever_is_killed(
     epoch = batch = 0
 
     @functools.cache
-    def plan_for(epoch: int, ranks: int) -> list[GlobalBatch]:
+    def plan_for(epoch: int, ranks: int) -> Plan[GlobalBatch]:
         return plan_epoch(
             lengths,
             counts,
@@ -114,6 +118,74 @@ def test_epochs_and_seeds_differ_and_lengths_are_bucketed() -> None:
     assert padded / lengths.sum() < 1.05
     means = [lengths[real_rows(batch)].mean() for batch in plan]
     assert means != sorted(means)
+
+
+def plan_at_once(
+    lengths: np.ndarray,
+    counts: np.ndarray,
+    *,
+    global_batch_size: int,
+    batch_size: int,
+    world_size: int,
+    seed: int,
+    epoch: int,
+) -> list[GlobalBatch]:
+    """The plan as it was made before it became lazy: runs that began with it have to go on with the same batches."""
+    rng, size = np.random.default_rng([seed, epoch]), global_batch_size
+
+    def by_length(rows: np.ndarray) -> np.ndarray:
+        return rows[np.argsort(lengths[rows], kind="stable")]
+
+    order = rng.permutation(len(lengths))
+    num_full = len(order) - len(order) % size
+    full, rest = order[:num_full], order[num_full:]
+    batches: list[np.ndarray] = []
+    for start in range(0, num_full, size * 50):
+        bucket = by_length(full[start : start + size * 50])
+        batches += np.split(bucket, len(bucket) // size)
+    steps = [batches[place] for place in rng.permutation(len(batches))]
+    plan = []
+    for rows in [*steps, by_length(rest)] if len(rest) else steps:
+        accumulation = math.ceil(len(rows) / (batch_size * world_size))
+        shares = np.array_split(rows, accumulation * world_size)
+        filler = MicroBatch((int(rows[0]),), is_filler=True)
+        micro = [MicroBatch(tuple(part.tolist())) if len(part) else filler for part in shares]
+        ranks = tuple(tuple(micro[s * world_size + r] for s in range(accumulation)) for r in range(world_size))
+        plan.append(GlobalBatch(ranks, int(counts[rows].sum())))
+    return plan
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 1500), sizes, world_sizes, st.integers(0, 3), st.integers(0, 3), st.booleans())
+def test_the_plan_is_the_one_of_earlier_versions(
+    num_rows: int, size: dict[str, int], ranks: int, seed: int, epoch: int, narrow: bool
+) -> None:
+    lengths, counts = random_lengths(num_rows)
+    options = {**size, "world_size": ranks, "seed": seed, "epoch": epoch}
+    kind = np.int32 if narrow else np.int64
+    plan = plan_epoch(lengths.astype(kind), counts.astype(kind), **options)
+    known = plan_at_once(lengths, counts, **options)
+    assert plan == known
+    assert list(plan) == known
+    assert [plan[step] for step in range(len(plan))] == known
+    assert plan[len(plan) // 2 :] == known[len(plan) // 2 :]
+    assert list(plan[2:][1:7]) == known[2:][1:7]
+    assert plan[-1] == known[-1]
+
+
+def test_a_plan_of_a_million_rows_is_two_arrays() -> None:
+    lengths = np.random.default_rng(0).integers(1, 500, 1_000_000).astype(np.int32)
+    tracemalloc.start()
+    try:
+        plan = plan_epoch(lengths, lengths, global_batch_size=8, batch_size=8, world_size=1, seed=0, epoch=0)
+        assert len(plan) == 125_000
+        for batch in plan[60_000:60_050]:
+            assert batch.num_targets == lengths[real_rows(batch)].sum()
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 6_000_000  # four bytes for every row, and for every step
+    assert peak < 12_000_000
 
 
 @settings(max_examples=60, deadline=None)

@@ -197,3 +197,21 @@ def test_table_of_models() -> None:
 
 def test_throughput_is_measured() -> None:
     assert 1e8 < training_rate("fp32", num_threads=1) < 1e14
+
+
+def test_recomputing_every_second_block_stands_between() -> None:
+    rows = Rows(1000, 100.0)
+    none, half, full = (
+        sized(run_config(training={"gradient_checkpointing": how}), rows=rows, flops=1e11)
+        for how in (False, "selective", True)
+    )
+    assert full.chosen.activations < half.chosen.activations < none.chosen.activations
+    assert half.amount.seconds == pytest.approx(7 / 6 * none.amount.seconds)  # type: ignore[operator]
+
+
+def test_autocast_keeps_copies_of_the_weights() -> None:
+    plain, sharded = (
+        sized(run_config(training={"bf16": True}, distributed=workers)) for workers in ({}, {"zero_stage": 0})
+    )
+    assert plain.chosen.weights == 6 * plain.shape.parameters
+    assert sharded.chosen.weights == 2 * sharded.shape.parameters

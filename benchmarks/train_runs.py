@@ -1,0 +1,184 @@
+"""The training benchmark's tables of whole runs on Ray: more workers, checkpoints, resuming. See `bench_train.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from bench_train_overhead import Records, run_in_ray
+from measure import print_model, print_verdict
+from rich.console import Console
+from train_sides import Turn
+from train_tables import show, verdict
+from train_work import ANSWERS, config_of
+
+from rayloom.config import RunConfig, dump_yaml
+from rayloom.launch import prepare, ray_session
+from rayloom.training import StepRecord
+
+Options = argparse.Namespace
+
+WORKERS_TARGET, SAVE_TARGET, RESUME_TARGET_S = 1.6, 0.02, 40.0
+WARM_UP = 3
+"""First steps of a run that do not count."""
+_ONE, _TWO = "1 worker", "2 workers"
+_SAVE_EVERY, _SHADOW, _PER_STEPS = 15, 10, 100
+"""Steps between two saves; steps after a save that may pay for it; steps per save that the cost is told for."""
+_RUN = "killed"
+_PROGRAM = "from rayloom.cli.app import main; main()"
+_SAVED, _STEP = re.compile(r"^saved step (\d+)"), re.compile(r"^step (\d+)/")
+
+
+def workers_table(console: Console, options: Options) -> None:
+    """The same rows per worker on one worker and on two, through Ray Train."""
+    configs = {name: _run_of(options, count) for name, count in ((_ONE, 1), (_TWO, 2))}
+    prepared = prepare(configs[_TWO])
+    print_model(console, prepared)
+    turns: dict[str, list[Turn]] = {_ONE: [], _TWO: []}
+    with ray_session(configs[_TWO].distributed):
+        for number in range(options.rounds):
+            for name in (_ONE, _TWO)[:: -1 if number % 2 else 1]:
+                turns[name].append(_turn(run_in_ray(configs[name], prepared)))
+    show(console, turns, f"gpt_neo: {options.rows_per_step} rows a step and worker, one thread each")
+    verdict(console, turns, _TWO, _ONE, WORKERS_TARGET)
+    console.print()
+
+
+def _run_of(options: Options, workers: int) -> RunConfig:
+    training = {"logging_steps": 1, "max_steps": WARM_UP + options.steps + 1, "num_epochs": 100}
+    return config_of(
+        "gpt_neo",
+        ANSWERS,
+        batch_size=options.rows_per_step,
+        training=training | {"eval_every_epochs": 100},
+        distributed={"num_workers": workers, "backend": "plain"},
+    )
+
+
+def _turn(records: Records) -> Turn:
+    steps = [step for step in records.steps[WARM_UP:] if step.step < step.total_steps]
+    seconds = [duration(step) for step in steps]
+    tokens = sum(step.tokens_per_s * second for step, second in zip(steps, seconds, strict=True))
+    return Turn(round(tokens), sum(seconds), records.steps[-1].loss)
+
+
+def duration(step: StepRecord) -> float:
+    """Seconds from the record before to this one; the last one of a run does not tell."""
+    return step.eta_s / (step.total_steps - step.step)
+
+
+@dataclass
+class Said:
+    """A run in a process of its own, and its lines with the times when they came."""
+
+    process: subprocess.Popen[str]
+    began: float
+
+    def lines(self) -> Iterator[tuple[float, str]]:
+        """Seconds since the start, and a line."""
+        assert self.process.stdout is not None
+        tail: list[str] = []
+        for line in self.process.stdout:
+            tail = [*tail[-19:], line]
+            yield time.perf_counter() - self.began, line.rstrip()
+        raise SystemExit("the run ended early:\n" + "".join(tail))
+
+    def wait_for(self, pattern: re.Pattern[str], step: int) -> float:
+        """Seconds from the start to the line that names this step or a later one."""
+        for seconds, line in self.lines():
+            match = pattern.match(line)
+            if match and int(match[1]) >= step:
+                return seconds
+        raise AssertionError
+
+
+def checkpoint_table(console: Console, options: Options) -> None:
+    """What a save costs the steps beside it, and how long a killed run takes to train again."""
+    saves = max(2, options.rounds)
+    training = {
+        "logging_steps": 1,
+        "checkpoint_every_steps": _SAVE_EVERY,
+        "num_epochs": 100,
+        "eval_every_epochs": 100,
+    }
+    with tempfile.TemporaryDirectory(prefix="rayloom-bench-") as folder:
+        output = {"storage_path": folder, "run_name": _RUN}
+        config = config_of("gpt_neo", ANSWERS, batch_size=options.rows_per_step, training=training, output=output)
+        print_model(console, prepare(config))
+        path = Path(folder) / "config.yaml"
+        path.write_text(dump_yaml(config), encoding="utf-8")
+        last = saves * _SAVE_EVERY
+        with _rayloom("train", str(path)) as run:
+            run.wait_for(_STEP, last + _SHADOW + 1)
+        show_saves(console, Path(folder) / _RUN / "history.jsonl", last)
+        resumed = []
+        for _ in range(options.rounds):
+            with _rayloom("train", str(path), "--resume", _RUN) as run:
+                resumed.append(run.wait_for(_STEP, last + 1))
+        middle = statistics.median(resumed)
+        text = f"{middle:.1f} s ({min(resumed):.1f} to {max(resumed):.1f})"
+        label = "from `rayloom train --resume` to the first step's line"
+        print_verdict(console, label, text, f"< {RESUME_TARGET_S:g} s", met=middle < RESUME_TARGET_S)
+    console.print()
+
+
+def show_saves(console: Console, history: Path, last: int) -> None:
+    """Seconds that the steps after a save took longer than those that no save is near."""
+    entries = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+    records = [
+        StepRecord(**{k: v for k, v in each.items() if k != "kind"}) for each in entries if each["kind"] == "step"
+    ]
+    times = {record.step: duration(record) for record in records}
+    shadow = {save + place for save in range(_SAVE_EVERY, last + 1, _SAVE_EVERY) for place in range(1, _SHADOW + 1)}
+    calm = [seconds for step, seconds in times.items() if step > WARM_UP and step not in shadow]
+    step_s = statistics.median(calm)
+    costs = [
+        sum(times[save + place] - step_s for place in range(1, _SHADOW + 1))
+        for save in range(_SAVE_EVERY, last + 1, _SAVE_EVERY)
+    ]
+    cost = statistics.median(costs)
+    share = cost / (_PER_STEPS * step_s)
+    console.print(
+        f"{len(calm)} calm steps of {step_s:.3f} s; {len(costs)} saves cost {cost:.2f} s "
+        f"({min(costs):.2f} to {max(costs):.2f}) in the {_SHADOW} steps after them",
+        highlight=False,
+    )
+    label = f"one save per {_PER_STEPS} steps: share of training time"
+    print_verdict(console, label, f"{share:.2%}", f"< {SAVE_TARGET:.0%}", met=share < SAVE_TARGET)
+
+
+@contextmanager
+def _rayloom(*arguments: str) -> Iterator[Said]:
+    """``rayloom``; killed at the end, with the local Ray that it started."""
+    environment: dict[str, Any] = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment | {"COLUMNS": "200"},
+    )
+    try:
+        yield Said(process, began)
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        _, orphans = psutil.wait_procs(family, timeout=10)
+        for orphan in orphans:  # started by us; they must not disturb what comes next
+            orphan.kill()
