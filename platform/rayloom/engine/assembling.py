@@ -7,33 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 
-from rayloom.engine.batch import EncodeBatch, StepBatch
+from rayloom.engine.batch import EncodeBatch, ReadBatch, StepBatch
 from rayloom.engine.blocks import BLOCK
 from rayloom.engine.cache import AttentionView
+from rayloom.engine.plan import Plan, Reading, Span
+from rayloom.engine.prompts import num_scored
 from rayloom.engine.request import Group
-from rayloom.engine.scheduler import Plan, Span
 
 
-def assemble(plan: Plan, adapter_index: Callable[[str | None], int], device: torch.device) -> StepBatch:
+def assemble(
+    plan: Plan,
+    adapter_index: Callable[[str | None], int],
+    device: torch.device,
+    memory: dict[str, Any] | None = None,
+) -> StepBatch:
     """The tensors of one step.
 
     Args:
         plan: What to compute.
         adapter_index: Place of an adapter in the bank, -1 for None.
         device: Where the runner computes.
+        memory: What the runner keeps of the prompt that is being read.
     """
     tokens: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
-    starts, logit_rows, adapters = [0], [], []
+    starts, adapters = [0], []
+    logit_rows: list[int] = []
     for span in plan.spans:
         blocks, first, end = span.sequence.blocks, span.start, span.start + span.length
         tokens += span.sequence.tokens[first:end]
         positions += range(first, end)
         slots += [blocks[place // BLOCK] * BLOCK + place % BLOCK for place in range(first, end)]
+        logit_rows += range(starts[-1], starts[-1] + num_scored(span))
         starts.append(len(tokens))
         adapters += [adapter_index(span.group.request.adapter)] * span.length
         if span.wants_logits:
@@ -47,6 +57,7 @@ def assemble(plan: Plan, adapter_index: Callable[[str | None], int], device: tor
         adapters_T=torch.tensor(adapters, device=device) if any(index >= 0 for index in adapters) else None,
         encode=_encode(plan.encode, adapter_index, device) if plan.encode else None,
         cross_view=_cross_view(plan.spans, starts, device) if plan.spans and plan.spans[0].group.cross_blocks else None,
+        reading=_reading(plan.reading, adapter_index, device, memory) if plan.reading else None,
     )
 
 
@@ -90,3 +101,13 @@ def _encode(groups: Sequence[Group], adapter_index: Callable[[str | None], int],
         slots_T=torch.tensor(slots, device=device),
         adapters=tuple(adapter_index(group.request.adapter) for group in groups),
     )
+
+
+def _reading(
+    reading: Reading,
+    adapter_index: Callable[[str | None], int],
+    device: torch.device,
+    memory: dict[str, Any] | None,
+) -> ReadBatch:
+    batch = _encode([reading.group], adapter_index, device)
+    return ReadBatch(batch, reading.first, reading.end, {} if memory is None else memory)

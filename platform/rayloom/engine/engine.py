@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from rayloom.engine.assembling import assemble
 from rayloom.engine.blocks import BLOCK
 from rayloom.engine.events import Done, Event, Failed
 from rayloom.engine.plan import Limits, Plan
+from rayloom.engine.prompts import score_prompts
 from rayloom.engine.request import EngineRequest, Group, Sequence
 from rayloom.engine.rows import RowStates
 from rayloom.engine.runners import Runner
@@ -76,6 +78,7 @@ class Engine:
         self._selector = Selector(states, self._scheduler)
         self._groups: dict[int, Group] = {}
         self._timed: dict[int, Group] = {}
+        self._memories: dict[int, dict[str, Any]] = {}  # what the runner keeps of prompts that are being read
         self._ids = itertools.count()
 
     @property
@@ -137,21 +140,33 @@ class Engine:
         expired = self._expire()
         plan = self._scheduler.schedule()
         told: list[Event] = self._fail_broken()
-        if plan.spans or plan.encode:
-            logits_RV = self._run(plan)
+        if not plan.is_empty:
+            scored, logits_RV = self._run(plan)
             self._scheduler.computed(plan)
-            told += self._selector.select(plan, logits_RV)
+            told += scored + self._selector.select(plan, logits_RV)
         self._finish(told)
         if self._debug:
             self._scheduler.check()
         return expired + told
 
-    def _run(self, plan: Plan) -> torch.Tensor:
+    def _run(self, plan: Plan) -> tuple[list[Event], torch.Tensor]:
+        """Scores of prompts that are complete now, and the logits that tokens are chosen from."""
         self._selector.open_rows(plan)
         self.runner.cache.copy_blocks(plan.copies)
-        batch = assemble(plan, self._adapter_index, self._device)
+        batch = assemble(plan, self._adapter_index, self._device, self._memory(plan))
         with torch.inference_mode():
-            return self.runner.run(batch)
+            return score_prompts(plan, self.runner.run(batch))
+
+    def _memory(self, plan: Plan) -> dict[str, Any] | None:
+        for group in plan.preempted:
+            self._memories.pop(group.group_id, None)
+        if plan.reading is None:
+            return None
+        group, _, end = plan.reading
+        memory = self._memories.setdefault(group.group_id, {})
+        if end == self.limits.encoder_layers:
+            del self._memories[group.group_id]
+        return memory
 
     def _expire(self) -> list[Event]:
         """End those whose time is over: with what they have, were it nothing."""
@@ -182,6 +197,7 @@ class Engine:
     def _forget(self, group: Group) -> None:
         del self._groups[group.group_id]
         self._timed.pop(group.group_id, None)
+        self._memories.pop(group.group_id, None)
         self._selector.forget(group)
         if group.request.adapter is not None:
             self._bank().release(group.request.adapter)

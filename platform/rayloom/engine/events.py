@@ -25,6 +25,19 @@ class NewToken:
 
 
 @dataclass(frozen=True)
+class PromptScored:
+    """A request's prompt is read: told once, before its first token, where ``prompt_logprobs`` were asked for.
+
+    Attributes:
+        group_id: The request.
+        scores: Of all its start tokens but the first.
+    """
+
+    group_id: int
+    scores: tuple[TokenScore, ...]
+
+
+@dataclass(frozen=True)
 class Done:
     """A request has all its answers: by index, or best first where beams score them.
 
@@ -50,4 +63,4 @@ class Failed:
     error: Exception
 
 
-Event = NewToken | Done | Failed
+Event = NewToken | PromptScored | Done | Failed

@@ -77,6 +77,7 @@ def open_engine(model: PreTrainedModel, options: EngineOptions) -> Engine:
         num_blocks=num_blocks,
         max_sequences=options.max_sequences,
         max_step_tokens=max(options.max_step_tokens, options.max_sequences),
+        encoder_layers=runner.encoder_layers,
     )
     return Engine(runner, limits, debug=options.debug)
 

@@ -19,6 +19,8 @@ class Limits:
             `max_sequences`. Only an encoder prompt longer than this exceeds it, as the step's only prompt.
         max_prefill_tokens: Prompt tokens in a step that also continues running answers, so that these wait no longer
             than this takes.
+        encoder_layers: Pieces that reading an encoder prompt can be cut into: layers, since each of its tokens looks
+            at all others. 1 if it cannot be cut.
 
     Raises:
         ValueError: A limit is below 1, or a step could not hold one token of every sequence.
@@ -28,9 +30,10 @@ class Limits:
     max_sequences: int = 32
     max_step_tokens: int = 512
     max_prefill_tokens: int = 256
+    encoder_layers: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.num_blocks, self.max_sequences, self.max_prefill_tokens) < 1:
+        if min(self.num_blocks, self.max_sequences, self.max_prefill_tokens, self.encoder_layers) < 1:
             raise ValueError("every limit of the engine must be at least 1")
         if self.max_step_tokens < self.max_sequences:
             raise ValueError(
@@ -58,6 +61,20 @@ class Span(NamedTuple):
     wants_logits: bool
 
 
+class Reading(NamedTuple):
+    """Some encoder layers of a prompt that is too long for one step beside running answers.
+
+    Attributes:
+        group: Whose.
+        first: The first layer.
+        end: The last layer + 1.
+    """
+
+    group: Group
+    first: int
+    end: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """One step. Blocks of every span's tokens are in its sequence's table already.
@@ -68,6 +85,7 @@ class Plan:
         copies: (source block, target block), to be copied before anything is written; all at once.
         preempted: Groups that lost slots and blocks. They wait again and will be recomputed.
         admitted: Groups that came to run in this step (again, if they were preempted): their sequences have new slots.
+        reading: A long encoder prompt that goes on, or comes to its end; it is not in `encode`.
     """
 
     encode: tuple[Group, ...]
@@ -75,6 +93,12 @@ class Plan:
     copies: tuple[tuple[int, int], ...]
     preempted: tuple[Group, ...]
     admitted: tuple[Group, ...]
+    reading: Reading | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not (self.spans or self.encode or self.reading)
 
     @property
     def num_tokens(self) -> int:

@@ -154,6 +154,7 @@ def _work(records_R: npt.NDArray[np.void]) -> list[tuple[Change, Rows]]:
         return np.flatnonzero(((flags_R & use) != 0) & is_due_R)
 
     return [
+        (_add_biases, rows(Uses.BIAS)),
         (_penalise_source, rows(Uses.ENCODER_REPETITION)),
         (_penalise_repetition, rows(Uses.REPETITION, records_R["known_token"] >= 0)),
         (_ban_ngrams, rows(Uses.NGRAM, lengths_R >= records_R["ngram_size"])),
@@ -164,6 +165,14 @@ def _work(records_R: npt.NDArray[np.void]) -> list[tuple[Change, Rows]]:
         (_ban("suppressed"), rows(Uses.SUPPRESS)),
         (_ban("begin_suppressed"), rows(Uses.BEGIN_SUPPRESS, lengths_R == records_R["begin_index"])),
     ]
+
+
+def _add_biases(step: _Step, rows: Rows) -> None:
+    """Add to single tokens' scores. Padding repeats a row's first token with its bias: all its writes are equal."""
+    slots_R = step.slots_R[rows]
+    places = step.ids(rows)[:, None], step.ids(step.states.biased.rows(slots_R))
+    biases_RC = torch.from_numpy(step.states.biases.rows(slots_R)).to(step.scores_RV.device)
+    step.scores_RV[places] = step.scores_RV[places] + biases_RC
 
 
 def _penalise_source(step: _Step, rows: Rows) -> None:

@@ -51,6 +51,10 @@ class Params:
     seed: int = 0
     """Sampling depends on this, the sequence's index and the step, and on nothing else."""
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    """As ``logprobs``, of the start tokens (all but the first)."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit before anything else)."""
 
     @property
     def is_beam(self) -> bool:
@@ -180,6 +184,9 @@ class Group:
         sequences: Live sequences. One until the prompt is computed, then ``params.num_sequences``.
         cross_blocks: Seq2seq: cache blocks with the encoder's keys and values.
         encoded: Whether those are written.
+        layers_read: Encoder layers that a long prompt has been through.
+        prompt_scores: Of start tokens 1 …, as far as they are computed; see `prompts`.
+        has_told_prompt: Whether those were handed out.
     """
 
     group_id: int
@@ -189,6 +196,9 @@ class Group:
     sequences: list[Sequence] = field(default_factory=list)
     cross_blocks: list[int] = field(default_factory=list)
     encoded: bool = False
+    layers_read: int = 0
+    prompt_scores: list[TokenScore] = field(default_factory=list)
+    has_told_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,9 +210,11 @@ class Hypothesis:
         reason: Why it ended.
         score: Beams: sum of log-probabilities over length ** length_penalty, else None.
         logprobs: One per token, if asked for.
+        end: The end-of-sequence token that it ended with, and its log-probability, if asked for; beams do not say.
     """
 
     tokens: tuple[int, ...]
     reason: FinishReason
     score: float | None = None
     logprobs: tuple[TokenScore, ...] | None = None
+    end: tuple[int, TokenScore] | None = field(default=None, compare=False)

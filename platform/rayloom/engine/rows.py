@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,7 @@ class Uses(enum.IntFlag):
     BEGIN_SUPPRESS = enum.auto()
     WARP = enum.auto()
     SAMPLE = enum.auto()
+    BIAS = enum.auto()
 
 
 def as_ids(values: Ids) -> npt.NDArray[np.int64]:
@@ -74,13 +76,18 @@ def as_ids(values: Ids) -> npt.NDArray[np.int64]:
 
 
 class IdTable:
-    """A list of ids per slot, in one padded table. Padding repeats a list's first id, so that it changes nothing."""
+    """A list of ids per slot, in one padded table. Padding repeats a list's first id, so that it changes nothing.
 
-    def __init__(self, num_slots: int) -> None:
-        self._ids = np.zeros((num_slots, 1), dtype=np.int64)
+    Args:
+        num_slots: Slots of the engine.
+        dtype: Of what is kept beside ids, where it is not ids.
+    """
+
+    def __init__(self, num_slots: int, dtype: npt.DTypeLike = np.int64) -> None:
+        self._ids = np.zeros((num_slots, 1), dtype=dtype)
         self._counts = np.zeros(num_slots, dtype=np.int64)
 
-    def set(self, slot: int, ids: Sequence[int]) -> bool:
+    def set(self, slot: int, ids: Sequence[int] | Sequence[float]) -> bool:
         """Replace a slot's list. Returns whether it has any id."""
         count = len(ids)
         self._counts[slot] = count
@@ -93,7 +100,7 @@ class IdTable:
             self._ids[slot, :count] = ids
         return count > 0
 
-    def rows(self, slots_R: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def rows(self, slots_R: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Lists of slots that have one, ``(R, C)``."""
         return self._ids[slots_R, : int(self._counts[slots_R].max(initial=0))]
 
@@ -116,6 +123,7 @@ class RowStates:
         records: One record per slot; see ``_RECORD`` for its fields.
         eos, forced_eos, suppressed, begin_suppressed: Lists of token ids by slot.
         source: Distinct ids of the encoder's input (causal models: of the prompt).
+        biased, biases: Tokens whose logits are changed, and what is added to them.
     """
 
     def __init__(self, num_slots: int, vocab_size: int, max_length: int, device: torch.device | str = "cpu") -> None:
@@ -125,7 +133,9 @@ class RowStates:
         self.eos, self.forced_eos = IdTable(num_slots), IdTable(num_slots)
         self.suppressed, self.begin_suppressed = IdTable(num_slots), IdTable(num_slots)
         self.source = IdTable(num_slots)
-        self._tables = (self.eos, self.forced_eos, self.suppressed, self.begin_suppressed, self.source)
+        self.biased, self.biases = IdTable(num_slots), IdTable(num_slots, np.float32)
+        self._tables = (self.eos, self.forced_eos, self.suppressed, self.begin_suppressed, self.source, self.biased,
+                        self.biases)  # fmt: skip
         self._tokens = np.zeros((num_slots, max_length), dtype=np.int32)
 
     def open(self, slot: int, request: EngineRequest, tokens: Sequence[int], index: int) -> None:
@@ -209,6 +219,10 @@ class RowStates:
             uses |= Uses.DECAY if params.exponential_decay_length_penalty is not None else 0
         if self.forced_eos.set(slot, self._valid(params.forced_eos_token_ids)):
             uses |= Uses.FORCED_EOS
+        biases = {token: bias for token, bias in params.logit_bias if 0 <= token < self.vocab_size}
+        self.biases.set(slot, tuple(biases.values()))
+        if self.biased.set(slot, tuple(biases)):
+            uses |= Uses.BIAS
         if self.suppressed.set(slot, self._valid(params.suppress_tokens)):
             uses |= Uses.SUPPRESS
         if self.begin_suppressed.set(slot, self._valid(params.begin_suppress_tokens)):

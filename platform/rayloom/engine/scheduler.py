@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from rayloom.engine.adapter_turns import AdapterTurns, Places
 from rayloom.engine.blocks import BLOCK, blocks_for
 from rayloom.engine.fairness import WaitingQueue
-from rayloom.engine.plan import Limits, Plan, Span
+from rayloom.engine.plan import Limits, Plan, Reading, Span
 from rayloom.engine.request import Group, Sequence, Status
 from rayloom.engine.seating import Seating, Ticket
 from rayloom.errors import RequestError
@@ -40,11 +40,17 @@ class _Step:
     preempted: list[Group] = field(default_factory=list)
     admitted: list[Group] = field(default_factory=list)
     prompts: list[Ticket] = field(default_factory=list)
+    reading: Reading | None = None
     has_prompt: bool = False
 
     def plan(self) -> Plan:
         return Plan(
-            tuple(self.encode), tuple(self.spans), tuple(self.copies), tuple(self.preempted), tuple(self.admitted)
+            encode=tuple(self.encode),
+            spans=tuple(self.spans),
+            copies=tuple(self.copies),
+            preempted=tuple(self.preempted),
+            admitted=tuple(self.admitted),
+            reading=self.reading,
         )
 
 
@@ -158,7 +164,11 @@ class Scheduler:
 
     def computed(self, plan: Plan) -> None:
         """The step was computed: its tokens are in the cache, and full blocks are offered to others."""
-        for group in plan.encode:
+        encoded, reading = plan.encode, plan.reading
+        if reading is not None and reading.group.status is Status.RUNNING:
+            reading.group.layers_read = reading.end
+            encoded += (reading.group,) if reading.end == self.limits.encoder_layers else ()
+        for group in encoded:
             if group.status is Status.RUNNING:
                 group.encoded = True
                 self._seating.register_prompt(group)
@@ -229,9 +239,13 @@ class Scheduler:
         group, num_encoded = ticket.group, 0
         if group.request.encoder_ids and not group.encoded:
             num_encoded = len(group.request.encoder_ids)
-            if step.has_prompt and num_encoded + len(group.sequences) > budget:
+            if step.has_prompt and (group.layers_read or num_encoded + len(group.sequences) > budget):
                 return budget  # later groups wait too, so that soon it is the first and goes whatever its length
-            step.encode.append(group)
+            num_encoded = self._encode(group, step, budget)
+            if step.reading is not None and step.reading.end < self.limits.encoder_layers:
+                step.has_prompt = True
+                ticket.account.charge(num_encoded)
+                return budget
             # With a token for each sequence there is one to compute at least, whatever the encoder takes.
             budget = max(budget - num_encoded, len(group.sequences))
         self._seating.match_late(group)
@@ -239,6 +253,22 @@ class Scheduler:
         step.has_prompt = True
         ticket.account.charge(num_tokens)
         return num_tokens
+
+    def _encode(self, group: Group, step: _Step, budget: int) -> int:
+        """Read an encoder prompt: all of it, or as many layers as running answers can wait for.
+
+        Returns:
+            What that takes, as tokens through all layers.
+        """
+        num_tokens, num_layers, first = len(group.request.encoder_ids), self.limits.encoder_layers, group.layers_read
+        end = num_layers
+        if step.spans and num_tokens > budget:
+            end = min(end, first + max(1, budget * num_layers // num_tokens))
+        if first or end < num_layers:
+            step.reading = Reading(group, first, end)
+        else:
+            step.encode.append(group)
+        return -(-num_tokens * (end - first) // num_layers)
 
     def _admit(self, step: _Step, budget: int) -> None:
         """Let waiting groups run, in order.

@@ -148,7 +148,8 @@ class Seating:
 
     def match_late(self, group: Group) -> None:
         """Take over blocks that others have computed since this group was seated."""
-        if self._prefix_cache and not group.request.encoder_ids:
+        request = group.request
+        if self._prefix_cache and not request.encoder_ids and request.params.prompt_logprobs is None:
             for sequence in group.sequences:
                 self._match_late(sequence, group.request.adapter)
 
@@ -187,8 +188,8 @@ class Seating:
     def _match(self, group: Group) -> None:
         """Share what the cache has of a group's tokens."""
         request = group.request
-        if not self._prefix_cache:
-            return
+        if not self._prefix_cache or request.params.prompt_logprobs is not None:
+            return  # what is found in the cache has no logits
         if request.encoder_ids:
             group.cross_blocks = self.pool.match_prompt(request.encoder_ids, request.adapter)
             group.encoded = bool(group.cross_blocks)
@@ -216,7 +217,7 @@ class Seating:
             self.pool.free_all(sequence.blocks)
             sequence.blocks, sequence.num_computed = [], 0
         self.pool.free_all(group.cross_blocks)
-        group.cross_blocks, group.encoded = [], False
+        group.cross_blocks, group.encoded, group.layers_read = [], False, 0
 
 
 def _child(source: Sequence, index: int, slot: int) -> Sequence:
@@ -239,7 +240,7 @@ def _blocks_of(group: Group) -> Iterator[int]:
 
 def _check_waiting(group: Group) -> None:
     assert not list(_blocks_of(group))
-    assert not group.encoded
+    assert (group.encoded, group.layers_read) == (False, 0)
     for sequence in group.sequences:
         assert (sequence.slot, sequence.num_computed) == (-1, 0)
 

@@ -169,7 +169,7 @@ class Selector:
         group, sequence = row.group, row.sequence
         params, answers = group.request.params, self._answers[group.group_id]
         if token in params.eos_token_ids:
-            answers[sequence.index] = _hypothesis(group, sequence, "stop")
+            answers[sequence.index] = _hypothesis(group, sequence, "stop", ended_by=token)
             return []
         sequence.tokens.append(token)
         for constraint in sequence.constraints:
@@ -246,7 +246,9 @@ def _rows_of(logits_RV: torch.Tensor, rows: list[int]) -> torch.Tensor:
     return logits_RV[torch.tensor(rows, device=logits_RV.device)]
 
 
-def _hypothesis(group: Group, sequence: Sequence, reason: FinishReason) -> Hypothesis:
+def _hypothesis(group: Group, sequence: Sequence, reason: FinishReason, *, ended_by: int | None = None) -> Hypothesis:
     tokens = tuple(sequence.tokens[len(group.request.start_ids) :])
-    scored = group.request.params.logprobs is not None
-    return Hypothesis(tokens, reason, logprobs=tuple(sequence.logprobs[: len(tokens)]) if scored else None)
+    if group.request.params.logprobs is None:
+        return Hypothesis(tokens, reason)
+    end = None if ended_by is None else (ended_by, sequence.logprobs[-1])
+    return Hypothesis(tokens, reason, logprobs=tuple(sequence.logprobs[: len(tokens)]), end=end)

@@ -88,10 +88,11 @@ class PretendEngine:
         self.limits, self.scheduler = limits, Scheduler(limits, prefix_cache=prefix_cache, places=self.places)
         self.draw = random.Random(seed)
         self.live: dict[int, Watch] = {}
-        self.num_steps = self.num_preempted = self.num_copied = self.num_encoded = 0
+        self.num_steps = self.num_preempted = self.num_copied = self.num_encoded = self.num_read = 0
         self._stop_rate, self._thorough, self._num_token_ids = stop_rate, thorough, num_token_ids
         self._cells = [[NO_DIGEST] * BLOCK for _ in range(limits.num_blocks)]
         self._rows: dict[int, list[int]] = {}
+        self._layers_read: dict[int, int] = {}
         self._next_id = 0
 
     def add(self, request: EngineRequest) -> Watch:
@@ -158,7 +159,7 @@ class PretendEngine:
         assert before == left + sorted(plan.preempted, key=_order), "the last in order are preempted"
         assert not before or left, "the first is never stopped"
         assert not (plan.preempted and plan.admitted)
-        assert not left or left[0].group_id in spans
+        assert not left or left[0].group_id in spans or (plan.reading and plan.reading.group is left[0])
         for group in plan.preempted:
             assert group.group_id not in spans
             assert group.status is Status.WAITING
@@ -169,10 +170,23 @@ class PretendEngine:
         prompts = spans.keys() - decoding
         num_decoded = sum(len(spans[key]) for key in decoding)
         num_prompt = plan.num_tokens - num_decoded + sum(len(group.request.encoder_ids) for group in plan.encode)
-        if plan.encode and len(prompts) == 1:
+        num_prompt += self._check_reading(plan, beside_answers=bool(decoding))
+        if (plan.encode or plan.reading) and len(prompts) <= 1:
             return  # a prompt that cannot be cut goes alone
         assert num_prompt + num_decoded <= self.limits.max_step_tokens
         assert not decoding or num_prompt <= self.limits.max_prefill_tokens
+
+    def _check_reading(self, plan: Plan, *, beside_answers: bool) -> int:
+        """Tokens, through all layers, that the reading of a long prompt amounts to."""
+        if plan.reading is None:
+            return 0
+        (group, first, end), num_layers = plan.reading, self.limits.encoder_layers
+        num_tokens = len(group.request.encoder_ids)
+        assert group not in plan.encode
+        assert 0 <= first < end <= num_layers
+        if beside_answers and end - first > 1:
+            assert num_tokens * (end - first) <= self.limits.max_prefill_tokens * num_layers
+        return -(-num_tokens * (end - first) // num_layers)
 
     # What a runner does
 
@@ -186,7 +200,7 @@ class PretendEngine:
         self.num_copied += len(plan.copies)
         self.num_preempted += len(plan.preempted)
         self.num_encoded += len(plan.encode)
-        for group in plan.encode:
+        for group in (*plan.encode, *self._read(plan)):
             assert not group.encoded
             for place, block in enumerate(group.cross_blocks):
                 self._cells[block] = [hash((_seed(group), place))] * BLOCK
@@ -195,6 +209,20 @@ class PretendEngine:
         for span in plan.spans:
             if self._thorough or span.length > 1 or self.draw.random() < 0.1:
                 self._check_digests(span)
+
+    def _read(self, plan: Plan) -> list[Group]:
+        """Take a long prompt through some layers; the prompt if these were the last."""
+        for group in plan.preempted:
+            self._layers_read.pop(group.group_id, None)
+        if plan.reading is None:
+            return []
+        group, first, end = plan.reading
+        assert first == self._layers_read.pop(group.group_id, 0), "every layer is computed once"
+        self.num_read += 1
+        if end == self.limits.encoder_layers:
+            return [group]
+        self._layers_read[group.group_id] = end
+        return []
 
     def _compute_span(self, span: Span) -> None:
         digest = _seed(span.group)

@@ -52,6 +52,7 @@ def oracle(request: EngineRequest) -> LogitsProcessorList:
     config.suppress_tokens = list(params.suppress_tokens) or None
     config.begin_suppress_tokens = list(params.begin_suppress_tokens) or None
     config.forced_eos_token_id = list(params.forced_eos_token_ids) or None
+    config.sequence_bias = {(token,): bias for token, bias in params.logit_bias} or None
     config.max_length = request.max_length
     config._eos_token_tensor = torch.tensor(params.eos_token_ids) if params.eos_token_ids else None
     return _Model(is_encoder_decoder=bool(request.encoder_ids))._get_logits_processor(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_each_parameter_alone(name: str) -> None:
                 **({name: make(draw)} if draw.random() < 0.8 else {}),
             )
             requests.append(EngineRequest(start_ids=plain.start_ids, encoder_ids=plain.encoder_ids, params=params))
+        _run(requests, draw)
+
+
+def test_biases_of_single_tokens() -> None:
+    """Beside other parameters, and rows without any; transformers knows them as `sequence_bias`."""
+    draw = random.Random(4)
+    for _ in range(12):
+        requests = []
+        for _ in range(_ROWS):
+            tokens = draw.sample(range(VOCAB), draw.randint(0, 6))
+            biases = tuple((token, draw.uniform(-5.0, 5.0)) for token in tokens)
+            plain = random_request(draw, share=0.1)
+            params = dataclasses.replace(plain.params, logit_bias=biases)
+            requests.append(dataclasses.replace(plain, params=params))
         _run(requests, draw)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from transformers import (
 
 from rayloom.engine import kernels
 from rayloom.engine.assembling import assemble
-from rayloom.engine.plan import Plan
+from rayloom.engine.plan import Plan, Reading
 from rayloom.engine.runners import build_runner, check_parity
 from rayloom.engine.runners.generic import GenericRunner
 from rayloom.errors import ModelError
@@ -198,6 +199,28 @@ def test_a_step_may_only_read_prompts() -> None:
         group.encoded = True
     stage.finish()
     assert stage.largest_difference() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["t5", "umt5"])
+def test_a_prompt_that_is_read_in_pieces_gives_the_same_bits(name: str) -> None:
+    model = tiny_model(CONFIGS[name])
+    found = []
+    for cuts in ((), (1,)):
+        runner = build_runner(model, num_blocks=NUM_BLOCKS, precision="fp32")
+        stage = Stage(model, runner, seed=6)
+        stage.add()
+        group, memory = stage.cases[0].group, dict[str, Any]()
+        for first, end in pairwise((0, *cuts, runner.encoder_layers)):
+            reading = Reading(group, first, end)
+            plan = Plan(encode=(), spans=(), copies=(), preempted=(), admitted=(), reading=reading)
+            runner.run(assemble(plan, lambda _: -1, runner.device, memory))
+        assert not memory
+        tensors = (*runner.cache.keys, *runner.cache.values)
+        found.append(torch.cat([tensor[group.cross_blocks].nan_to_num().flatten() for tensor in tensors]))
+        group.encoded = True
+        stage.finish()
+        assert stage.largest_difference() < 1e-4
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])

@@ -39,6 +39,7 @@ def draw_limits(draw: random.Random) -> Limits:
         max_sequences=draw.randint(4, 12),
         max_step_tokens=draw.choice([12, 20, 64, 200]),
         max_prefill_tokens=draw.choice([1, 5, 16, 50]),
+        encoder_layers=draw.choice([1, 1, 3, 12]),
     )
 
 
@@ -250,6 +251,42 @@ def test_an_encoder_prompt_longer_than_a_step_goes_alone() -> None:
     short = [engine.add(make_request([0], encoder=[2, place])) for place in range(3)]
     assert engine.step().encode == (long.group,)
     assert engine.step().encode == tuple(watch.group for watch in short)
+
+
+def test_a_long_encoder_prompt_is_read_layer_by_layer_beside_running_answers() -> None:
+    limits = Limits(num_blocks=200, max_step_tokens=64, max_prefill_tokens=20, encoder_layers=6)
+    engine = PretendEngine(limits, stop_rate=0.0)
+    answer = engine.add(make_request([0], encoder=[1] * 4, new=60))
+    engine.step()
+    prompt = engine.add(make_request([0], encoder=[2] * 100, new=2))
+    plans = [engine.step() for _ in range(6)]
+    readings = [plan.reading for plan in plans]
+    assert readings == [(prompt.group, layer, layer + 1) for layer in range(6)]
+    assert all(answer.group in {span.group for span in plan.spans} for plan in plans)
+    assert prompt.group in {span.group for span in plans[-1].spans}, "it is answered as soon as it is read"
+
+
+def test_nobody_waits_for_the_rest_of_a_reading_once_no_answer_runs() -> None:
+    limits = Limits(num_blocks=200, max_step_tokens=64, max_prefill_tokens=20, encoder_layers=6)
+    engine = PretendEngine(limits, stop_rate=0.0)
+    answer = engine.add(make_request([0], encoder=[1] * 4, new=60))
+    engine.step()
+    prompt = engine.add(make_request([0], encoder=[2] * 100, new=2))
+    assert engine.step().reading == (prompt.group, 0, 1)
+    engine.cancel(answer.group.group_id)
+    assert engine.step().reading == (prompt.group, 1, 6)
+
+
+def test_a_reading_begins_anew_after_preemption() -> None:
+    limits = Limits(num_blocks=10, max_sequences=4, max_step_tokens=64, max_prefill_tokens=4, encoder_layers=40)
+    engine = PretendEngine(limits, stop_rate=0.0)
+    engine.add(make_request([0], encoder=[1] * 4, new=100))
+    for _ in range(14):
+        engine.step()
+    prompt = engine.add(make_request([0], encoder=[2] * 90, new=2))
+    engine.run()
+    assert engine.num_preempted
+    assert prompt.finished_at is not None
 
 
 def test_cancelling_frees_at_once_even_while_a_step_is_computed() -> None:

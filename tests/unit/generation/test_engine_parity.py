@@ -12,6 +12,8 @@ import pytest
 from rayloom.config import GenerationConfig
 from rayloom.engine import Engine, EngineOptions
 from rayloom.engine.cache import CacheShape
+from rayloom.engine.plan import Plan
+from rayloom.engine.scheduler import Scheduler
 from rayloom.generation.engine_generator import EngineGenerator
 from rayloom.generation.transformers_generator import TransformersGenerator
 from rayloom.generation.types import GeneratedSequence, GenerationRequest
@@ -112,6 +114,19 @@ def in_random_company(engine: EngineGenerator, requests: list[GenerationRequest]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_are_those_of_transformers(family: str) -> None:
     compare(family, 40, 1, EngineOptions(max_sequences=16, max_step_tokens=48, debug=True))
+
+
+def test_prompts_that_the_encoder_reads_in_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = []
+    computed = Scheduler.computed
+
+    def watch(scheduler: Scheduler, plan: Plan) -> None:
+        readings.append(plan.reading)
+        computed(scheduler, plan)
+
+    monkeypatch.setattr(Scheduler, "computed", watch)
+    compare("t5", 20, 3, EngineOptions(max_sequences=16, max_step_tokens=18, debug=True))
+    assert sum(reading is not None for reading in readings) > 10
 
 
 @pytest.mark.slow

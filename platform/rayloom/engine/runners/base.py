@@ -26,6 +26,7 @@ class Runner(Protocol):
         vocab_size: Width of the logits.
         max_positions: Longest sequence; None if positions are relative.
         precision: Of the weights.
+        encoder_layers: Pieces that reading a prompt can be cut into (`StepBatch.reading`); 1 if it cannot.
         lora: Adapters; None if the engine was opened without.
     """
 
@@ -34,6 +35,7 @@ class Runner(Protocol):
     vocab_size: int
     max_positions: int | None
     precision: Precision
+    encoder_layers: int
     lora: LoraBank | None
 
     @property

@@ -54,6 +54,8 @@ class GenericRunner:
         ModelError: Another precision.
     """
 
+    encoder_layers = 1
+
     def __init__(
         self, model: PreTrainedModel, *, num_blocks: int, precision: Precision, max_logits: int = _MAX_LOGITS
     ) -> None:

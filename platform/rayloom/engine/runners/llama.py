@@ -72,6 +72,7 @@ class LlamaRunner:
     """
 
     seq2seq = False
+    encoder_layers = 1
 
     def __init__(self, model: PreTrainedModel, *, num_blocks: int, packing: Packing) -> None:
         config: Any = model.config

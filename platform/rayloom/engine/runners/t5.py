@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from rayloom.engine import kernels
 from rayloom.engine.adapters import LoraBank
 from rayloom.engine.attention import paged_attention, write_kv
-from rayloom.engine.batch import EncodeBatch, StepBatch
+from rayloom.engine.batch import EncodeBatch, ReadBatch, StepBatch
 from rayloom.engine.cache import CacheShape, PagedCache
 from rayloom.engine.runners.base import Projection, RowAdapters, cache_dtype, logit_rows, row_adapters
 from rayloom.engine.runners.relative import causal_bias
@@ -69,6 +69,7 @@ class T5Runner:
         self._num_heads, self._dim, self._eps = config.num_heads, config.d_kv, config.layer_norm_epsilon
         self._embeddings_VI = embeddings(model.get_input_embeddings())
         self._encoder = T5Encoder(model, packing)
+        self.encoder_layers = self._encoder.num_layers
         self._layers = self._read_layers(model, packing)
         self._norm_I = parameter(model, "decoder.final_layer_norm.weight")
         self._scale = config.d_model**-0.5 if _scales_output(config) else 1.0
@@ -87,6 +88,8 @@ class T5Runner:
         """Compute a step, prompts to encode first: float32 logits ``(R, V)``."""
         if batch.encode is not None:
             self._encode(batch.encode)
+        if batch.reading is not None:
+            self._read(batch.reading)
         if not batch.tokens_T.numel():
             return torch.empty(0, self.vocab_size, device=self.device)
         adapters = row_adapters(self.lora, batch.adapters_T)
@@ -125,13 +128,27 @@ class T5Runner:
         return mixed_THD.view(num_tokens, -1)
 
     def _encode(self, batch: EncodeBatch) -> None:
-        """Run the encoder, and store each decoder layer's keys and values of the prompts."""
+        """Run the encoder, and store what the decoder reads of the prompts."""
         order = sorted(range(len(batch.prompts)), key=lambda i: len(batch.prompts[i]))
         pieces = torch.split(batch.slots_T, [len(prompt) for prompt in batch.prompts])
         slots_T = torch.cat([pieces[i] for i in order])
         prompts = [batch.prompts[i] for i in order]
         adapters = self._prompt_adapters(prompts, [batch.adapters[i] for i in order])
-        encoded_TI = self._encoder(prompts, adapters)
+        self._store(self._encoder(prompts, adapters), slots_T, adapters)
+
+    def _read(self, batch: ReadBatch) -> None:
+        """Take a prompt through some of the encoder's layers."""
+        prompts, memory = batch.batch.prompts, batch.memory
+        adapters = self._prompt_adapters(list(prompts), list(batch.batch.adapters))
+        state = memory.pop("state") if batch.first else self._encoder.begin(prompts)
+        self._encoder.advance(state, batch.first, batch.end, adapters)
+        if batch.end < self.encoder_layers:
+            memory["state"] = state
+        else:
+            self._store(self._encoder.end(state), batch.batch.slots_T, adapters)
+
+    def _store(self, encoded_TI: torch.Tensor, slots_T: torch.Tensor, adapters: RowAdapters | None) -> None:
+        """Each decoder layer's keys and values of encoded prompts."""
         heads = self._num_heads
         for index, layer in enumerate(self._layers):
             key_value_THD = layer.cross_key_value(encoded_TI, adapters).view(len(slots_T), -1, self._dim)

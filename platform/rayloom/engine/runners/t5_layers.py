@@ -71,6 +71,21 @@ class _Run:
     length: int
 
 
+@dataclass
+class EncoderState:
+    """Prompts on their way through the encoder.
+
+    Attributes:
+        runs: Where they lie.
+        hidden_TI: Residual stream.
+        delta_TI: What the last layer adds to it.
+    """
+
+    runs: list[_Run]
+    hidden_TI: torch.Tensor  # noqa: N815
+    delta_TI: torch.Tensor | None = None  # noqa: N815
+
+
 class T5Encoder:
     """The encoder, over prompts of any lengths without padding."""
 
@@ -88,13 +103,27 @@ class T5Encoder:
             prompts: Token ids, in ascending order of length.
             adapters: Of each token.
         """
+        state = self.begin(prompts)
+        self.advance(state, 0, self.num_layers, adapters)
+        return self.end(state)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that prompts go through."""
+        return len(self._layers)
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> EncoderState:
+        """Prompts, in ascending order of length, before the first layer."""
         device = self._embeddings_VI.device
         tokens_T = torch.tensor([token for prompt in prompts for token in prompt], device=device)
-        runs = _runs([len(prompt) for prompt in prompts])
         hidden_TI = functional.embedding(tokens_T, self._embeddings_VI).float()
-        delta_TI: torch.Tensor | None = None
+        return EncoderState(_runs([len(prompt) for prompt in prompts]), hidden_TI)
+
+    def advance(self, state: EncoderState, first: int, end: int, adapters: RowAdapters | None) -> None:
+        """Take prompts through layers first … end - 1."""
+        runs, hidden_TI, delta_TI = state.runs, state.hidden_TI, state.delta_TI
         last: tuple[torch.Tensor, torch.Tensor] | None = None
-        for layer in self._layers:
+        for layer in self._layers[first:end]:
             if last is None or last[0] is not layer.bias_HP:
                 last = layer.bias_HP, spread(layer.bias_HP, runs[-1].length)
             normed_TI = kernels.rms_norm(hidden_TI, layer.norm_I, self._eps, delta_TI)
@@ -102,7 +131,11 @@ class T5Encoder:
             delta_TI = layer.out(mixed_TI, adapters)
             normed_TI = kernels.rms_norm(hidden_TI, layer.feed_forward.norm_I, self._eps, delta_TI)
             delta_TI = layer.feed_forward(normed_TI, adapters)
-        return kernels.rms_norm(hidden_TI, self._norm_I, self._eps, delta_TI)
+        state.delta_TI = delta_TI
+
+    def end(self, state: EncoderState) -> torch.Tensor:
+        """Last hidden states ``(T, I)``, after the last layer."""
+        return kernels.rms_norm(state.hidden_TI, self._norm_I, self._eps, state.delta_TI)
 
     def _attend(self, qkv_TI: torch.Tensor, runs: list[_Run], bias_HLL: torch.Tensor) -> torch.Tensor:
         """Runs of prompts of one length apart, so that nothing is padded, nor depends on other prompts' lengths."""
