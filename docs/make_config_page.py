@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rayloom.config import EvaluateJob, RunConfig, ServingConfig
+from rayloom.config import EvaluateJob, GateConfig, RunConfig, ServingConfig
 
 PAGE = Path(__file__).parent / "config.md"
 _INTRO = """\
@@ -20,6 +20,7 @@ changed for one run: `rayloom train config.yaml --set training.num_epochs=1`.
 _PARTS = (
     ("Training run: `config.yaml`, `jobs/finetune/*.yaml`", RunConfig),
     ("Evaluation job: `jobs/evaluate/*.yaml`", EvaluateJob),
+    ("Gate of a model: the file of `rayloom models gate NAME FILE`", GateConfig),
     ("Served model: `args` of an application in `serve_configs/*.yaml`", ServingConfig),
 )
 

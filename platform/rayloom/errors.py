@@ -9,6 +9,7 @@
     │   ├── ModelError           a model cannot be loaded, or does not fit the task
     │   │   └── HubError         the model or data hub is needed and cannot be reached
     │   ├── ArtifactError        a folder that is no artifact, or a damaged one
+    │   ├── RegistryError        a model, version or stage that the registry does not have, or does not give
     │   └── RequestError         generation parameters or prompts
     ├── TrainingError            a run failed for a reason that the config does not explain
     ├── EngineError              the generation engine broke while it worked on a request
@@ -83,6 +84,10 @@ class HubError(ModelError):
 
 class ArtifactError(UserError):
     """A folder that is no artifact, a damaged one, or one that does not replay."""
+
+
+class RegistryError(UserError):
+    """A model, version or stage that the registry does not have, or a change that it does not allow."""
 
 
 class RequestError(UserError):

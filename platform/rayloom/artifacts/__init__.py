@@ -1,6 +1,7 @@
 """The finished product of a run: a folder that says all that is needed to use the model. No torch, no ray."""
 
 from rayloom.artifacts.card import model_card
+from rayloom.artifacts.code_version import code_version
 from rayloom.artifacts.manifest import (
     BASE_FOLDER,
     FORMAT_VERSION,
@@ -25,6 +26,7 @@ __all__ = [
     "ListedArtifact",
     "Manifest",
     "cache_root",
+    "code_version",
     "list_artifacts",
     "model_card",
     "open_artifact",

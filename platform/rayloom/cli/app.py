@@ -10,13 +10,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from rayloom.cli.compare import compare
 from rayloom.cli.config import config_app
 from rayloom.cli.demo import demo
 from rayloom.cli.doctor import doctor
 from rayloom.cli.evaluate import evaluate
 from rayloom.cli.generate import generate
 from rayloom.cli.init import init
+from rayloom.cli.keys import keys_app
 from rayloom.cli.merge import merge
+from rayloom.cli.models import models_app
 from rayloom.cli.runs import runs_app
 from rayloom.cli.serve import serve
 from rayloom.cli.submit import submit
@@ -36,6 +39,7 @@ app.command()(init)
 app.command()(doctor)
 app.command()(train)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(generate)
 app.command()(serve)
 app.command()(merge)
@@ -43,6 +47,8 @@ app.command()(submit)
 app.command()(demo)
 app.add_typer(config_app, name="config")
 app.add_typer(runs_app, name="runs")
+app.add_typer(models_app, name="models")
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:

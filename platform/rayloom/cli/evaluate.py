@@ -26,7 +26,9 @@ def evaluate(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="ARTIFACT|JOB", help="Artifact (folder or URI), or a job file (YAML).", show_default=False
+            metavar="ARTIFACT|JOB",
+            help="Artifact (folder or URI), version in the registry (qa@3), or a job file (YAML).",
+            show_default=False,
         ),
     ],
     set_: Overrides = [],  # noqa: B006 - typer copies it
@@ -44,20 +46,58 @@ def evaluate(
         bool,
         typer.Option("--baseline", "-b", help="Measure the untuned model too, and show both side by side."),
     ] = False,
+    attach: Annotated[
+        bool, typer.Option("--attach", help="Keep the report with the version in the registry, for its gate.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, for scripts.")] = False,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1 …", show_default="the first GPU if there is one")
     ] = None,
 ) -> None:
-    """Measure an artifact on validation and test rows, and write a report (Markdown, HTML, JSON)."""
-    measure(_job(target, set_, split, max_rows, output), baseline=baseline, device=device)
+    """Measure an artifact on validation and test rows, and write a report (Markdown, HTML, JSON).
+
+    Other generation parameters on the same rows, as a table of settings, quality and time:
+    --set 'evaluation.sweep=[{num_beams: 1}, {num_beams: 4}]'
+    """
+    job = _job(target, set_, split, max_rows, output)
+    if attach:
+        check_attachable(job.artifact)
+    outcome = measure(job, baseline=baseline, device=device, quiet=as_json)
+    if attach:
+        from rayloom.evaluation.gating import attach_report
+        from rayloom.registry import Registry
+
+        version = attach_report(Registry(), job.artifact, outcome.paths.json)
+        if not as_json:
+            console.print(f"attached to [bold]{escape(version.name)}[/]", highlight=False)
+    if as_json:
+        typer.echo(
+            outcome.result.model_dump_json(indent=2, exclude={"splits": {"__all__": {"predictions", "row_losses"}}})
+        )
 
 
-def measure(job: EvaluateJob, *, baseline: bool, device: str | None = None) -> JobOutcome:
-    """Run an evaluation with progress bars, and print what it found."""
+def check_attachable(target: str) -> None:
+    """Refuse before anything is measured what no report can be attached to.
+
+    Raises:
+        RequestError: The target is no version of the registry.
+    """
+    from rayloom.errors import RequestError
+    from rayloom.registry import is_reference, resolve
+
+    if not is_reference(target):
+        raise RequestError(f"--attach needs a version of the registry, such as qa@3; {target} is none")
+    resolve(target)
+
+
+def measure(job: EvaluateJob, *, baseline: bool, device: str | None = None, quiet: bool = False) -> JobOutcome:
+    """Run an evaluation with progress bars, and print what it found unless told to be quiet."""
     from rayloom.evaluation import run_job
 
-    with _progress() as shown:
-        outcome = run_job(job, baseline=baseline, device=device, progress=_Bars(shown))
+    if quiet:
+        return run_job(job, baseline=baseline, device=device)
+    with progress_bars() as shown:
+        outcome = run_job(job, baseline=baseline, device=device, progress=Bars(shown))
     _print_outcome(outcome)
     return outcome
 
@@ -89,7 +129,8 @@ def _job(
     return build_section(EvaluateJob, values, [*options, *overrides])
 
 
-def _progress() -> Progress:
+def progress_bars() -> Progress:
+    """Bars of one kind for everything that is measured."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
@@ -101,7 +142,7 @@ def _progress() -> Progress:
     )
 
 
-class _Bars:
+class Bars:
     """One bar for each part of the evaluation."""
 
     def __init__(self, shown: Progress) -> None:
@@ -109,6 +150,7 @@ class _Bars:
         self._tasks: dict[str, Any] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """Told how far a part is."""
         if total == 0:
             return
         if what not in self._tasks:
@@ -118,24 +160,34 @@ class _Bars:
 
 def _print_outcome(outcome: JobOutcome) -> None:
     from rich.table import Table
+    from rich.text import Text
 
-    from rayloom.evaluation.tables import Comparison, figures, resource_rows
+    from rayloom.evaluation.breakdowns import breakdowns
+    from rayloom.evaluation.tables import Comparison, figure_cells, resource_rows
 
-    comparison = Comparison(outcome.result, outcome.baseline)
+    comparison = Comparison(outcome.result, outcome.baseline, outcome.significance)
     random = "  [yellow](random initialisation)[/]" if outcome.result.random_init else ""
     console.print(f"\n[bold]{escape(comparison.title)}[/]{random}\n{escape(comparison.subtitle)}", highlight=False)
     for split in outcome.result.splits:
-        before = comparison.before(split)
-        table = Table(
-            "metric",
-            *(["before", "after", "change"] if before else ["value"]),
-            title=f"{split.name}, {split.num_rows} rows",
-        )
-        for row in figures(split, before):
-            colour = "" if row.is_better is None else "green" if row.is_better else "red"
-            changed = f"[{colour}]{row.change}[/]" if colour else row.change
-            table.add_row(row.name, *([row.before, row.value, changed] if before else [row.value]))
+        header, rows = figure_cells(comparison, split)
+        table = Table(*header, title=f"{split.name}, {split.num_rows} rows")
+        for row, figure in zip(rows, comparison.figures(split), strict=True):
+            style = None if figure.is_better is None else "green" if figure.is_better else "red"
+            table.add_row(
+                *(
+                    Text(cell, style if head == "change" and style else "")
+                    for head, cell in zip(header, row, strict=True)
+                )
+            )
         console.print(table)
+        for title, head, body in breakdowns(split):
+            inner = Table(title=title)
+            for name in head:
+                inner.add_column(escape(name), overflow="fold")
+            for cells in body:
+                # Intervals go below their figures, which leaves room for names.
+                inner.add_row(*(escape(cell.replace(" (", "\n(")) for cell in cells))
+            console.print(inner)
     costs = Table("resource", "")
     for what, how_much in resource_rows(outcome.result.resources):
         costs.add_row(what, how_much)

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 def generate(
     model: Annotated[
-        str, typer.Argument(help="Artifact (folder or URI), model folder or hub name.", show_default=False)
+        str,
+        typer.Argument(
+            help="Artifact (folder or URI), version in the registry (qa@production), model folder or hub name.",
+            show_default=False,
+        ),
     ],
     prompts: Annotated[
         list[str] | None,
@@ -67,8 +71,9 @@ def generate(
     params = _params(param, common)
     texts = _prompts(prompts or [], file)
     from rayloom.generation import TextGenerator
+    from rayloom.registry import locate
 
-    generator = TextGenerator(model, device=device, precision=precision)
+    generator = TextGenerator(locate(model), device=device, precision=precision)
     generator.parameters(params)  # refuse before reading or writing anything
     if stream:
         _stream(generator, texts, context, params)

@@ -15,18 +15,20 @@ def _help(section: type[ServingConfig] | type[AutoscalingConfig], field: str) ->
 
 def serve(
     artifact: Annotated[str, typer.Argument(help=_help(ServingConfig, "artifact"))],
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. There is no login: keep to loopback where you can.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on. Anything but loopback wants --keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 8000,
     max_batch_size: Annotated[int | None, typer.Option(help=_help(ServingConfig, "max_batch_size"))] = None,
     precision: Annotated[WeightPrecision | None, typer.Option(help=_help(ServingConfig, "precision"))] = None,
     num_cpus: Annotated[float | None, typer.Option(help=_help(ServingConfig, "num_cpus"))] = None,
     num_gpus: Annotated[float | None, typer.Option(help=_help(ServingConfig, "num_gpus"))] = None,
     max_replicas: Annotated[int | None, typer.Option(help=_help(AutoscalingConfig, "max_replicas"))] = None,
+    keys: Annotated[str | None, typer.Option("--keys", metavar="FILE", help=_help(ServingConfig, "keys_file"))] = None,
+    allow_anonymous: Annotated[
+        bool, typer.Option("--allow-anonymous", help=_help(ServingConfig, "allow_anonymous"))
+    ] = False,
     request_timeout_s: Annotated[float | None, typer.Option(help=_help(ServingConfig, "request_timeout_s"))] = None,
 ) -> None:
-    """Serve an artifact over HTTP on this machine: /generate, /answer, /health and /docs.
+    """Serve an artifact over HTTP on this machine: the OpenAI API (/v1), /generate, /answer, /health and /docs.
 
     On a cluster, use `serve deploy` with a file from serve_configs/.
     """
@@ -36,11 +38,15 @@ def serve(
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
         "request_timeout_s": request_timeout_s,
+        "keys_file": keys,
+        "allow_anonymous": allow_anonymous or None,
     }
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if max_replicas is not None:
         values["autoscaling"] = {"max_replicas": max_replicas}
-    config = validate(ServingConfig, {"artifact": artifact, **values})
+    from rayloom.registry import locate
+
+    config = validate(ServingConfig, {"artifact": locate(artifact), **values})
     from rayloom.serving.launcher import serve_artifact
 
     serve_artifact(config, host=host, port=port, say=typer.echo)

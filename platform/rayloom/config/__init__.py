@@ -2,6 +2,7 @@
 
 from rayloom.config.dataset import DatasetConfig
 from rayloom.config.evaluation import EvaluationConfig
+from rayloom.config.gate import AgainstProduction, GateConfig, Threshold
 from rayloom.config.generation import GenerationConfig
 from rayloom.config.loading import (
     build_section,
@@ -22,11 +23,13 @@ from rayloom.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from rayloom.config.training import DistributedConfig, Precision, TrainingConfig
 
 __all__ = [
+    "AgainstProduction",
     "AutoscalingConfig",
     "DatasetConfig",
     "DistributedConfig",
     "EvaluateJob",
     "EvaluationConfig",
+    "GateConfig",
     "GenerationConfig",
     "LoraConfig",
     "MlflowConfig",
@@ -37,6 +40,7 @@ __all__ = [
     "RunConfig",
     "ServingConfig",
     "TaskType",
+    "Threshold",
     "TrackingConfig",
     "TrainingConfig",
     "WandbConfig",

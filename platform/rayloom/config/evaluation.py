@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from rayloom.config.base import Section
+from rayloom.config.generation import GenerationChanges
 
 
 class EvaluationConfig(Section):
@@ -18,6 +19,22 @@ class EvaluationConfig(Section):
     """ROUGE: compare stems (Porter)."""
     remove_stopwords: bool = False
     """ROUGE: leave common English words out."""
+    metrics: list[str] = Field(default_factory=list)
+    """Metrics of installed packages (entry points of the group ``rayloom.metrics``) to compute as well."""
+    scorer: str | None = None
+    """Causal model (artifact, folder, hub name or ``package:`` file) that judges answers without references: fluency,
+    relevance and coherence, see quality.md. None for no such judgement."""
+    slice_by: list[str] = Field(default_factory=list)
+    """Columns: metrics also for the rows of each of their values (the twelve most frequent)."""
+    sweep: list[GenerationChanges] = Field(default_factory=list)
+    """Other generation parameters to answer the same rows with, such as ``[{num_beams: 1}, {num_beams: 4}]``: a table
+    of settings, metrics and time."""
+    num_resamples: int = Field(1000, ge=0)
+    """Bootstrap resamples for confidence intervals and paired tests; 0 for none."""
+    confidence: float = Field(0.95, gt=0.0, lt=1.0)
+    """Of the intervals."""
+    resampling_seed: int = Field(0, ge=0)
+    """Equal seeds draw equal resamples."""
     num_examples: int = Field(10, ge=0)
     """Best and worst predictions that the report shows."""
     latency_prompts: int = Field(16, ge=0)

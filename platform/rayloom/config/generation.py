@@ -83,6 +83,8 @@ class GenerationConfig(Section):
     """The answer matches this expression as a whole."""
     choice: list[str] | None = Field(None, min_length=1)
     """The answer is one of these."""
+    logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = None
+    """Token ids, and what is added to their logits before anything else."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Return each token's log-probability, and those of so many alternatives."""
 

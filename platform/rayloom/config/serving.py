@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -53,14 +54,34 @@ class ServingConfig(Section):
     """Memory for keys and values per replica, in GiB; what max_batch_size sequences of full length take, but
     at most a quarter of the free memory (on CPUs 2 GiB), where not given."""
     max_queued_requests: int = Field(256, ge=-1)
-    """Requests that may wait for a replica; more are refused with 503. -1 for no bound."""
+    """Calls (prompts counted one by one) that may wait for a replica; more are refused with 429. -1 for no bound."""
     request_timeout_s: float = Field(120.0, gt=0.0)
-    """Seconds after which an unanswered request ends with 504."""
+    """Seconds after which an unanswered request ends with 504. A request may ask for less (`X-Request-Timeout`)."""
+    max_body_bytes: int = Field(8 * 2**20, ge=1024)
+    """Largest body of a request."""
     max_prompt_chars: int = Field(100_000, ge=1)
-    """Longest accepted prompt or context."""
+    """Longest accepted prompt or context, in characters; of token ids as many."""
+    max_prompts: int = Field(128, ge=1)
+    """Most prompts of one request to `/v1/completions`."""
     max_sequences: int = Field(16, ge=1)
     """Most beams, and most answers per prompt, that a request may ask for."""
     generation: GenerationChanges = Field(default_factory=dict)
     """Changes to the artifact's generation parameters."""
     replay_golden: bool = True
     """Replay the golden prompts before a replica takes traffic."""
+    keys_file: str | None = None
+    """File of API keys, which `rayloom keys` writes; every request then needs one. The machine that answers HTTP reads
+    it, and notices when it changes."""
+    allow_anonymous: bool = False
+    """Serve without API keys on other addresses than loopback, to whoever reaches them."""
+    cors_origins: tuple[str, ...] = ()
+    """Web sites whose pages may call from a browser, such as ``https://example.org``; ``*`` for all."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.keys_file is not None and self.allow_anonymous:
+            raise ValueError("allow_anonymous means no API keys, keys_file names some: leave one of them out")
+        for origin in self.cors_origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s?#]+", origin):
+                raise ValueError(f"cors_origins: '{origin}' is to look like https://example.org, without a path")
+        return self

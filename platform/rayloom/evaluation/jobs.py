@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,14 @@ from rayloom.data import Row, Splits, columns_for, load_splits
 from rayloom.errors import ArtifactError, ConfigError
 from rayloom.evaluation.evaluate import Evaluator, Progress
 from rayloom.evaluation.report import ReportPaths, write_report
-from rayloom.evaluation.results import EvaluationResult
+from rayloom.evaluation.results import EvaluationResult, Significance
+from rayloom.evaluation.summary import significance
 from rayloom.generation import Opened, TextGenerator
 from rayloom.models import LoadedModel, load_model, resolve_source
+from rayloom.registry import locate
+
+_MOST_STREAMED_BYTES = 64 << 20
+"""More of a corpus that is not held in memory is evaluated only on request."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,14 @@ class JobOutcome:
         baseline: The untuned model on the same rows, if asked for.
         paths: The report's files.
         warnings: What the owner of the data should know.
+        significance: By split and metric, whether the model differs from the untuned one.
     """
 
     result: EvaluationResult
     baseline: EvaluationResult | None
     paths: ReportPaths
     warnings: tuple[str, ...]
+    significance: dict[str, dict[str, Significance]] = dataclasses.field(default_factory=dict)
 
 
 def run_job(
@@ -56,18 +63,29 @@ def run_job(
         DataError: The rows cannot be read, or there are none.
         RequestError: Generation parameters that cannot be honoured.
     """
-    generator = TextGenerator(job.artifact, device=device)
+    generator = TextGenerator(locate(job.artifact), device=device)
     generator.parameters(job.generation)
-    config = _config_of(generator.artifact, job)
+    config = artifact_config(generator.artifact, job.artifact)
     dataset = job.dataset or config.dataset
     columns = columns_for(dataset, config.model.task_type)
     splits = load_splits(dataset, columns)
-    rows: dict[str, list[Row]] = {name: splits.rows(name) for name in job.splits}
+    rows: dict[str, Sequence[Row]] = {name: splits.rows(name) for name in job.splits}
+    _check_amount(splits, rows, job)
     evaluator = Evaluator(generator, columns, job.evaluation, job.generation, dataset.cache_dir, progress)
     result = evaluator.run(rows)
     before = _measure_untuned(evaluator, config, rows) if baseline else None
-    paths = write_report(result, job.output, baseline=before, history=read_history(generator.artifact))
-    return JobOutcome(result, before, paths, _warnings(splits, result))
+    history, tests = read_history(generator.artifact), _tests(result, before, job)
+    paths = write_report(result, job.output, baseline=before, history=history, significance=tests)
+    return JobOutcome(result, before, paths, _warnings(splits, result), tests)
+
+
+def _tests(
+    result: EvaluationResult, before: EvaluationResult | None, job: EvaluateJob
+) -> dict[str, dict[str, Significance]]:
+    if before is None:
+        return {}
+    pairs = zip(result.splits, before.splits, strict=True)
+    return {now.name: significance(now, then, job.evaluation) for now, then in pairs}
 
 
 def read_history(artifact: Artifact | None) -> list[dict[str, Any]]:
@@ -86,11 +104,18 @@ def read_history(artifact: Artifact | None) -> list[dict[str, Any]]:
     return sorted(latest.values(), key=lambda record: (record.get("step") or 0, str(record.get("kind"))))
 
 
-def _config_of(artifact: Artifact | None, job: EvaluateJob) -> RunConfig:
+def artifact_config(artifact: Artifact | None, target: str) -> RunConfig:
+    """The config of the run that made an artifact.
+
+    Args:
+        artifact: The artifact; None where the target is a plain model.
+        target: What the user named.
+
+    Raises:
+        ArtifactError: No artifact, or one without a config that can be read.
+    """
     if artifact is None:
-        raise ArtifactError(
-            f"{job.artifact}: a plain model has no task and rows of its own; name a training run's artifact"
-        )
+        raise ArtifactError(f"{target}: a plain model has no task and rows of its own; name a training run's artifact")
     if not artifact.config_path.is_file():
         raise ArtifactError(f"{artifact.path}: config.yaml is missing, so its task and rows are not known")
     try:
@@ -99,9 +124,24 @@ def _config_of(artifact: Artifact | None, job: EvaluateJob) -> RunConfig:
         raise ArtifactError(f"the artifact's own config cannot be read: {error}") from None
 
 
-def _measure_untuned(evaluator: Evaluator, config: RunConfig, rows: dict[str, list[Row]]) -> EvaluationResult:
+def _check_amount(splits: Splits, rows: Mapping[str, Sequence[Row]], job: EvaluateJob) -> None:
+    """Refuse to take a big part of a streamed corpus into memory.
+
+    Raises:
+        ConfigError: The job does not say how much of it is wanted.
+    """
+    if splits.corpus is None or job.evaluation.max_rows is not None:
+        return
+    for name in rows:
+        part = splits.corpus.rows[name]
+        if part.about_bytes > _MOST_STREAMED_BYTES:
+            size = f"{len(part)} rows of {part.about_bytes >> 20} MiB"
+            raise ConfigError(f"split '{name}' has {size}: say how many to evaluate", key="evaluation.max_rows")
+
+
+def _measure_untuned(evaluator: Evaluator, config: RunConfig, rows: Mapping[str, Sequence[Row]]) -> EvaluationResult:
     progress = evaluator.progress
-    quieter = evaluator.config.model_copy(update={"latency_prompts": 0})
+    quieter = evaluator.config.model_copy(update={"latency_prompts": 0, "sweep": []})
     told = (lambda what, done, total: progress(f"untuned, {what}", done, total)) if progress else None
     with _untuned(evaluator.generator, config) as generator:
         return dataclasses.replace(evaluator, generator=generator, config=quieter, progress=told).run(rows)

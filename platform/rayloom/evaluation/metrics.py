@@ -183,14 +183,24 @@ def rouge_rows(
     *,
     use_stemmer: bool = True,
     remove_stopwords: bool = False,
+    summary: bool = False,
 ) -> list[dict[str, float]]:
-    """ROUGE F1 of each row, in 0 to 1. See `text_metrics`."""
+    """ROUGE F1 of each row, in 0 to 1. See `text_metrics`.
+
+    Args:
+        predictions: What the model wrote.
+        references: What it should have written, one for each prediction.
+        use_stemmer: Compare Porter stems.
+        remove_stopwords: Leave common English words out.
+        summary: ``rougeLsum`` as well, which takes each line as a sentence.
+    """
+    types = [*ROUGE_TYPES, *(["rougeLsum"] if summary else [])]
     scorer = rouge_scorer.RougeScorer(
-        list(ROUGE_TYPES),
+        types,
         tokenizer=_RougeTokenizer(use_stemmer=use_stemmer, remove_stopwords=remove_stopwords),
     )
     scores = (scorer.score(reference, text) for reference, text in zip(references, predictions, strict=True))
-    return [{name: float(score[name].fmeasure) for name in ROUGE_TYPES} for score in scores]
+    return [{name: float(score[name].fmeasure) for name in types} for score in scores]
 
 
 def exact_match(prediction: str, reference: str) -> bool:

@@ -8,11 +8,12 @@ from html import escape
 from importlib import resources as package_files
 from typing import Any
 
+from rayloom.evaluation.breakdowns import breakdowns
 from rayloom.evaluation.results import Prediction, SplitResult
 from rayloom.evaluation.tables import (
     Comparison,
     Figure,
-    figures,
+    figure_cells,
     provenance_rows,
     resource_rows,
     rows_text,
@@ -37,7 +38,7 @@ def html_page(comparison: Comparison, history: Sequence[Mapping[str, Any]]) -> s
     parts = [
         f"<h1>{escape(comparison.title)}{badge}</h1>",
         f'<p class="sub">{escape(comparison.subtitle)}</p>',
-        tiles(figures(headline, before)[:_NUM_TILES]),
+        tiles(comparison.figures(headline)[:_NUM_TILES]),
         f'<p class="sub">on the {escape(headline.name)} split ({rows_text(headline)})'
         f"{', beside the untuned model' if before else ''}</p>",
         plot_cards(
@@ -106,13 +107,16 @@ def _renamed(svg: str, number: int) -> str:
 
 
 def _split(comparison: Comparison, split: SplitResult) -> list[str]:
-    before = comparison.before(split)
     parts = [
         f"<h2>{escape(split.name.capitalize())}</h2>",
         f'<p class="quiet">{escape(rows_text(split))}</p>',
     ]
     parts += [f'<p class="bad">{escape(warning)}</p>' for warning in split.warnings]
-    parts.append(_metric_table(figures(split, before), with_before=before is not None))
+    parts.append(
+        _metric_table(*figure_cells(comparison, split), [each.is_better for each in comparison.figures(split)])
+    )
+    for title, head, body in breakdowns(split):
+        parts += [f"<h3>{escape(title)}</h3>", number_table(head, body)]
     if any(prediction.rougeL is not None for prediction in split.predictions):
         shown = comparison.num_examples()
         parts += _examples("Best predictions", split.best(shown)) + _examples("Worst predictions", split.worst(shown))
@@ -122,18 +126,30 @@ def _split(comparison: Comparison, split: SplitResult) -> list[str]:
     return parts
 
 
-def _metric_table(rows: Sequence[Figure], *, with_before: bool) -> str:
-    head = ["metric", *(["before", "after", "change"] if with_before else ["value"])]
+def _metric_table(head: Sequence[str], rows: Sequence[Sequence[str]], is_better: Sequence[bool | None]) -> str:
+    change = head.index("change") if "change" in head else -1
+    colors = {(at, change): "good" if better else "bad" for at, better in enumerate(is_better) if better is not None}
+    return number_table(head, rows, colors)
+
+
+def number_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], classes: Mapping[tuple[int, int], str] | None = None
+) -> str:
+    """A table of plain text: names in its first column, figures in the others.
+
+    Args:
+        head: Names of the columns.
+        rows: Cells.
+        classes: CSS classes by row and column, such as ``good``.
+    """
+    heads = "".join(f"<th{' class=number' if at else ''}>{escape(name)}</th>" for at, name in enumerate(head))
     body = []
-    for row in rows:
-        cells = [row.before, row.value, row.change] if with_before else [row.value]
-        kind = "" if row.is_better is None else " good" if row.is_better else " bad"
-        numbers = "".join(
-            f'<td class="number{kind if with_before and at == 2 else ""}">{escape(cell)}</td>'
-            for at, cell in enumerate(cells)
-        )
-        body.append(f"<tr><td>{escape(row.name)}</td>{numbers}</tr>")
-    heads = "".join(f"<th{' class=number' if at else ''}>{name}</th>" for at, name in enumerate(head))
+    for number, row in enumerate(rows):
+        cells = [f"<td>{escape(row[0])}</td>"]
+        for at, cell in enumerate(row[1:], start=1):
+            extra = (classes or {}).get((number, at), "")
+            cells.append(f'<td class="number{f" {extra}" if extra else ""}">{escape(cell)}</td>')
+        body.append(f"<tr>{''.join(cells)}</tr>")
     return f'<div class="scroll"><table><tr>{heads}</tr>{"".join(body)}</table></div>'
 
 

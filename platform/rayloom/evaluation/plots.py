@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rayloom.evaluation.results import Resources, SplitResult
 
 AFTER, BEFORE, QUIET = "#2f6f8f", "#c3ccd4", "#6b7680"
-_STYLE = {
+STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "rayloom",
     "font.size": 9,
@@ -53,8 +53,8 @@ def metric_bars(split: SplitResult, before: SplitResult | None) -> str | None:
         return None
     width = 0.8 if before is None else 0.4
     places = range(len(names))
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(5.2, 2.7)
+    with mpl.rc_context(STYLE):
+        figure, axes = new_figure(5.2, 2.7)
         if before is not None:
             values = [percent(name, before.metrics.get(name, 0.0)) for name in names]
             bars = axes.bar([place - width / 2 for place in places], values, width, color=BEFORE, label="before")
@@ -68,7 +68,7 @@ def metric_bars(split: SplitResult, before: SplitResult | None) -> str | None:
         axes.set_ylabel("percent")
         if before is not None:
             axes.legend(frameon=False, loc="upper right", ncols=2)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def rouge_histogram(split: SplitResult) -> str | None:
@@ -76,8 +76,8 @@ def rouge_histogram(split: SplitResult) -> str | None:
     scores = [prediction.rougeL for prediction in split.predictions if prediction.rougeL is not None]
     if not scores:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(5.2, 2.7)
+    with mpl.rc_context(STYLE):
+        figure, axes = new_figure(5.2, 2.7)
         axes.hist(scores, bins=[step / 10 for step in range(11)], color=AFTER, edgecolor="white")
         mean = sum(scores) / len(scores)
         axes.axvline(mean, color="#b4532a", linewidth=1.2)
@@ -91,7 +91,7 @@ def rouge_histogram(split: SplitResult) -> str | None:
         axes.set_xlim(0, 1)
         axes.set_xlabel("ROUGE-L of a row")
         axes.set_ylabel("rows")
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def loss_curve(history: Sequence[Mapping[str, Any]]) -> str | None:
@@ -116,8 +116,8 @@ def line_chart(lines: Sequence[Line], label: str) -> str | None:
     drawn = [line for line in lines if line.points]
     if not drawn:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(5.2, 2.7)
+    with mpl.rc_context(STYLE):
+        figure, axes = new_figure(5.2, 2.7)
         for line in drawn:
             steps, values = zip(*line.points, strict=True)
             marker = line.marker or ("o" if len(steps) == 1 else None)
@@ -126,22 +126,22 @@ def line_chart(lines: Sequence[Line], label: str) -> str | None:
         axes.set_ylabel(label)
         if any(line.label for line in drawn):
             axes.legend(frameon=False)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def throughput_bars(resources: Resources) -> str | None:
     """Prompts per second by batch size; None if not measured."""
     if not resources.throughput:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(5.2, 2.7)
+    with mpl.rc_context(STYLE):
+        figure, axes = new_figure(5.2, 2.7)
         labels = [str(point.batch_size) for point in resources.throughput]
         bars = axes.bar(labels, [point.prompts_per_s for point in resources.throughput], 0.55, color=AFTER)
         axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
         axes.margins(y=0.15)
         axes.set_xlabel("batch size")
         axes.set_ylabel("prompts per second")
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def percent(name: str, value: float) -> float:
@@ -155,13 +155,15 @@ def _eval_loss(record: Mapping[str, Any]) -> float | None:
     return float(value) if value is not None and "step" in record else None
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty drawing, sizes in inches."""
     # Figure, not pyplot: no global state, no display.
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
+    """A drawing as SVG that can stand inside HTML."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rayloom.evaluation.pages import html_page
-from rayloom.evaluation.results import EvaluationResult, ReportDocument
+from rayloom.evaluation.results import EvaluationResult, ReportDocument, Significance
 from rayloom.evaluation.tables import Comparison, markdown_page
 
 
@@ -27,6 +27,7 @@ def write_report(
     *,
     baseline: EvaluationResult | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
+    significance: Mapping[str, Mapping[str, Significance]] | None = None,
 ) -> ReportPaths:
     """Write ``report.md``, ``report.html`` and ``report.json``.
 
@@ -36,14 +37,21 @@ def write_report(
         baseline: The untuned model on the same rows; shown beside it.
         history: Records of training for the loss curve: ``step`` with ``loss``, or with ``eval_loss`` (or
             ``metrics``) for validation.
+        significance: By split and metric, whether the model differs from the untuned one.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = ReportPaths(folder / "report.md", folder / "report.html", folder / "report.json")
-    comparison = Comparison(result, baseline)
+    tests = {split: dict(found) for split, found in (significance or {}).items()}
+    comparison = Comparison(result, baseline, tests)
     paths.markdown.write_text(markdown_page(comparison), encoding="utf-8")
     paths.html.write_text(html_page(comparison, history or []), encoding="utf-8")
-    document = ReportDocument(result=result, baseline=baseline, history=[dict(record) for record in history or []])
+    document = ReportDocument(
+        result=result,
+        baseline=baseline,
+        history=[dict(record) for record in history or []],
+        significance=tests,
+    )
     paths.json.write_text(document.model_dump_json(indent=2), encoding="utf-8")
     return paths
 

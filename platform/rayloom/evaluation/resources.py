@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import resource
 import sys
 import time
@@ -46,7 +47,7 @@ def measure_resources(
     artifact = generator.artifact
     return Resources(
         device=device_name(generator.device),
-        num_parameters=sum(parameter.numel() for parameter in generator.model.parameters()),
+        num_parameters=_num_parameters(generator),
         dtype=generator.precision,
         size_on_disk_bytes=folder_bytes(artifact.path) if artifact is not None else None,
         peak_host_bytes=peak_host_bytes(),
@@ -75,6 +76,12 @@ def folder_bytes(folder: Path) -> int:
 
 def peak_host_bytes() -> int:
     """Most resident memory that this process has had."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # getrusage tells of the parent's memory too where a process was started out of a large one.
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
 
@@ -125,6 +132,12 @@ def _timed(
     outputs = generator.run(prompts, params, batch_size=batch_size)  # ends with ids on the host: nothing is pending
     seconds = time.perf_counter() - start
     return seconds, sum(len(sequence.token_ids) for output in outputs for sequence in output.sequences)
+
+
+def _num_parameters(generator: TextGenerator) -> int | None:
+    if generator.precision != "fp32":
+        return None  # only the engine's weights are kept, in a layout of their own
+    return sum(parameter.numel() for parameter in generator.model.parameters())
 
 
 def _peak_gpu_bytes(device: torch.device) -> int | None:

@@ -26,6 +26,54 @@ class Prediction(_Record):
     """F1 of this row, 0 to 1."""
     exact_match: bool | None = None
     finish_reason: str = "stop"
+    scores: dict[str, float] = Field(default_factory=dict)
+    """All scores of this row, those of custom metrics included; empty without a reference."""
+
+
+class Spread(_Record):
+    """A confidence interval of a figure."""
+
+    low: float
+    high: float
+
+
+class SliceResult(_Record):
+    """The rows of a split that have one value in a column."""
+
+    column: str
+    value: str
+    num_rows: int
+    metrics: dict[str, float]
+    intervals: dict[str, Spread] = Field(default_factory=dict)
+
+
+class Setting(_Record):
+    """The same rows, answered with other generation parameters."""
+
+    parameters: dict[str, Any]
+    metrics: dict[str, float]
+    intervals: dict[str, Spread] = Field(default_factory=dict)
+    seconds: float
+    """Wall-clock time of generating all answers."""
+    num_rows: int
+
+    @property
+    def seconds_per_row(self) -> float:
+        """Mean wall-clock time of an answer."""
+        return self.seconds / max(1, self.num_rows)
+
+
+class Significance(_Record):
+    """A paired test of a metric against another system on the same rows."""
+
+    difference: float
+    """This system minus the other."""
+    low: float
+    """Of the difference's confidence interval."""
+    high: float
+    p_value: float
+    """Two-sided."""
+    num_rows: int
 
 
 class SplitResult(_Record):
@@ -43,6 +91,16 @@ class SplitResult(_Record):
     predictions: list[Prediction] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
     """What happened to rows on the way (cut, dropped)."""
+    intervals: dict[str, Spread] = Field(default_factory=dict)
+    """Confidence intervals of the metrics, by bootstrap over rows."""
+    row_losses: list[tuple[float, int]] = Field(default_factory=list)
+    """Of each row: summed negative log-likelihood in nats, and target tokens."""
+    slices: list[SliceResult] = Field(default_factory=list)
+    """The metrics of the rows that share a value, by ``evaluation.slice_by``."""
+    settings: list[Setting] = Field(default_factory=list)
+    """The same rows with other generation parameters, by ``evaluation.sweep``."""
+    seconds: float | None = None
+    """Wall-clock time of generating all answers."""
 
     def best(self, count: int) -> list[Prediction]:
         """Predictions with the highest ROUGE-L, best first."""
@@ -69,7 +127,8 @@ class Resources(_Record):
     """What the model costs."""
 
     device: str
-    num_parameters: int
+    num_parameters: int | None = None
+    """None in bf16 and int8, where only the engine's weights are kept."""
     dtype: str
     size_on_disk_bytes: int | None = None
     """All files of the artifact; None where the model is no folder."""
@@ -106,6 +165,8 @@ class EvaluationResult(_Record):
     """The weights did not start from a pretrained model."""
     template: dict[str, Any] = Field(default_factory=dict)
     """The prompt template."""
+    signatures: dict[str, str] = Field(default_factory=dict)
+    """How sacrebleu counted, in its own words."""
 
     @property
     def headline(self) -> SplitResult:
@@ -119,5 +180,7 @@ class ReportDocument(_Record):
     result: EvaluationResult
     baseline: EvaluationResult | None = None
     """The untuned model."""
+    significance: dict[str, dict[str, Significance]] = Field(default_factory=dict)
+    """By split and metric: whether the model differs from the untuned one."""
     history: list[dict[str, Any]] = Field(default_factory=list)
     """Records of training."""

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from rayloom.evaluation.results import EvaluationResult, Prediction, Resources, SplitResult
+from rayloom.evaluation.breakdowns import breakdowns
+from rayloom.evaluation.measures import SMALLER_IS_BETTER
+from rayloom.evaluation.results import EvaluationResult, Prediction, Resources, Significance, SplitResult
+from rayloom.evaluation.units import (
+    METRICS,
+    NEUTRAL,
+    count,
+    duration,
+    interval_text,
+    label,
+    metric_text,
+    p_text,
+    size,
+    training_label,
+    training_text,
+)
 
-METRICS = {
-    "rougeL": "ROUGE-L",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "bleu": "BLEU",
-    "exact_match": "Exact match",
-    "perplexity": "Perplexity",
-    "loss": "Loss per token",
-}
-_SMALLER_IS_BETTER = ("perplexity", "loss")
-_PERCENT = ("rouge1", "rouge2", "rougeL", "exact_match")
 _CELL_CHARS = 300
 
 
@@ -28,11 +33,22 @@ class Comparison:
 
     result: EvaluationResult
     baseline: EvaluationResult | None = None
+    significance: Mapping[str, Mapping[str, Significance]] = field(default_factory=dict)
+    """By split and metric: whether the two differ by more than chance."""
 
     def before(self, split: SplitResult) -> SplitResult | None:
         """The untuned model on the same split."""
         splits = self.baseline.splits if self.baseline else []
         return next((each for each in splits if each.name == split.name), None)
+
+    def figures(self, split: SplitResult) -> list[Figure]:
+        """All metrics of a split, beside those of the untuned model where there are some."""
+        return figures(split, self.before(split), self.significance.get(split.name))
+
+    @property
+    def confidence(self) -> str:
+        """Of the intervals: ``95 %``."""
+        return f"{100 * float(self.result.evaluation.get('confidence', 0.95)):g} %"
 
     @property
     def title(self) -> str:
@@ -62,7 +78,9 @@ class Figure:
         value: Now.
         before: Of the untuned model, empty if not measured.
         change: Difference to before, with its sign.
-        is_better: Whether the change is for the better; None if there is none.
+        is_better: Whether the change is for the better; None if there is none, or neither way is better.
+        interval: Confidence interval of the value; empty if there is none.
+        p_value: Of a change this large by chance; empty if not tested.
     """
 
     name: str
@@ -70,13 +88,22 @@ class Figure:
     before: str = ""
     change: str = ""
     is_better: bool | None = None
+    interval: str = ""
+    p_value: str = ""
 
 
-def figures(split: SplitResult, before: SplitResult | None) -> list[Figure]:
-    """All metrics of a split in a fixed order."""
+def figures(
+    split: SplitResult, before: SplitResult | None, significance: Mapping[str, Significance] | None = None
+) -> list[Figure]:
+    """All metrics of a split in a fixed order, custom ones last."""
+    tests = significance or {}
     return [
-        figure(name, split.metrics[name], before.metrics.get(name) if before else None)
-        for name in METRICS
+        dataclasses.replace(
+            figure(name, split.metrics[name], before.metrics.get(name) if before else None),
+            interval=interval_text(name, split.intervals.get(name)),
+            p_value=p_text(tests[name].p_value) if name in tests else "",
+        )
+        for name in dict.fromkeys([*METRICS, *split.metrics])
         if name in split.metrics
     ]
 
@@ -84,36 +111,23 @@ def figures(split: SplitResult, before: SplitResult | None) -> list[Figure]:
 def figure(name: str, value: float, before: float | None) -> Figure:
     """One metric with its change."""
     if before is None:
-        return Figure(METRICS[name], metric_text(name, value))
+        return Figure(label(name), metric_text(name, value))
     difference = value - before
     if not math.isfinite(difference) or metric_text(name, value) == metric_text(name, before):
-        return Figure(METRICS[name], metric_text(name, value), metric_text(name, before))
+        return Figure(label(name), metric_text(name, value), metric_text(name, before))
     sign = "+" if difference > 0 else "−"
     return Figure(
-        METRICS[name],
+        label(name),
         metric_text(name, value),
         metric_text(name, before),
         f"{sign}{metric_text(name, abs(difference)).removesuffix(' %')}",
-        (difference < 0) == (name in _SMALLER_IS_BETTER),
+        None if name in NEUTRAL else (difference < 0) == (name in SMALLER_IS_BETTER),
     )
-
-
-def metric_text(name: str, value: float) -> str:
-    """A metric as people read it: shares in percent."""
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞"
-    if name in _PERCENT:
-        return f"{100 * value:.1f} %"
-    if name == "loss":
-        return f"{value:.3f}"
-    return f"{value:.1f}" if value < 10_000 else f"{value:.3g}"
 
 
 def resource_rows(resources: Resources) -> list[tuple[str, str]]:
     """What the model costs, as (what, how much)."""
-    rows = [(_TRAINING.get(name, name), training_text(name, value)) for name, value in resources.training.items()]
+    rows = [(training_label(name), training_text(name, value)) for name, value in resources.training.items()]
     rows += [
         ("Parameters", f"{count(resources.num_parameters)} ({resources.dtype})"),
         ("Size on disk", size(resources.size_on_disk_bytes)),
@@ -133,58 +147,6 @@ def resource_rows(resources: Resources) -> list[tuple[str, str]]:
     return rows
 
 
-_TRAINING = {
-    "train_s": "Training time",
-    "train_tokens": "Tokens trained on",
-    "train_tokens_per_s": "Training speed",
-    "tokens_per_s": "Training speed",
-    "peak_host_bytes": "Peak host memory (training)",
-    "peak_gpu_bytes": "Peak GPU memory (training)",
-    "step": "Steps",
-    "epoch": "Epochs",
-}
-
-
-def training_text(name: str, value: float) -> str:
-    """A figure of training in its unit."""
-    if name.endswith("_per_s"):
-        return f"{value:,.0f} tokens/s"
-    if name.endswith("_bytes"):
-        return size(int(value))
-    if name.endswith("_s"):
-        return duration(value)
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
-
-
-def size(num_bytes: int | None) -> str:
-    """Bytes in binary units."""
-    if num_bytes is None:
-        return "not known"
-    value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
-
-
-def count(number: int) -> str:
-    """A number of parameters: 60.5 M."""
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.1f} {unit}"
-    return str(number)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
 def provenance_rows(result: EvaluationResult) -> list[tuple[str, str]]:
     """Where the figures come from."""
     rows = [(name.replace("_", " "), str(value)) for name, value in (result.artifact or {}).items()]
@@ -195,8 +157,20 @@ def provenance_rows(result: EvaluationResult) -> list[tuple[str, str]]:
     return [
         *rows,
         ("ROUGE", f"rouge-score F1, {stemming}{stop}"),
-        ("BLEU", "sacrebleu corpus BLEU, 13a tokens"),
+        *((label(name), f"sacrebleu, {how}") for name, how in result.signatures.items()),
+        *([("scorer", str(result.evaluation["scorer"]))] if result.evaluation.get("scorer") else []),
+        ("intervals", _interval_note(result)),
     ]
+
+
+def _interval_note(result: EvaluationResult) -> str:
+    options = result.evaluation
+    if not options.get("num_resamples"):
+        return "none"
+    return (
+        f"percentile bootstrap over rows, {options['num_resamples']} resamples, seed {options['resampling_seed']}; "
+        "p by approximate randomization, two-sided"
+    )
 
 
 def markdown_page(comparison: Comparison) -> str:
@@ -207,8 +181,8 @@ def markdown_page(comparison: Comparison) -> str:
         parts.append("> **Random initialisation**: this model did not start from pretrained weights.")
     for split in result.splits:
         parts += _markdown_split(comparison, split)
-    parts += ["## Resources", _table(["what", "how much"], resource_rows(result.resources))]
-    parts += ["## How this was measured", _table(["what", "value"], provenance_rows(result))]
+    parts += ["## Resources", text_table(["what", "how much"], resource_rows(result.resources))]
+    parts += ["## How this was measured", text_table(["what", "value"], provenance_rows(result))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -222,21 +196,25 @@ def rows_text(split: SplitResult) -> str:
     return f"{rows}, {split.num_target_tokens:,} target tokens"
 
 
+def figure_cells(comparison: Comparison, split: SplitResult) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a split's table of metrics, for pages and terminals."""
+    shown = comparison.figures(split)
+    interval = f"{comparison.confidence} interval"
+    if comparison.before(split) is None:
+        return ["metric", "value", interval], [[row.name, row.value, row.interval] for row in shown]
+    header = ["metric", "before", "after", interval, "change", "p"]
+    return header, [[row.name, row.before, row.value, row.interval, row.change, row.p_value] for row in shown]
+
+
 def _markdown_split(comparison: Comparison, split: SplitResult) -> list[str]:
-    before = comparison.before(split)
-    rows = figures(split, before)
-    if before is None:
-        table = _table(["metric", "value"], [(row.name, row.value) for row in rows])
-    else:
-        table = _table(
-            ["metric", "before", "after", "change"],
-            [(row.name, row.before, row.value, row.change) for row in rows],
-        )
-    parts = [f"## {split.name.capitalize()}", rows_text(split), table]
+    header, rows = figure_cells(comparison, split)
+    parts = [f"## {split.name.capitalize()}", rows_text(split), text_table(header, rows)]
     parts += [f"> {warning}" for warning in split.warnings]
+    for title, head, body in breakdowns(split):
+        parts += [f"### {title}", text_table(head, body)]
     if not any(prediction.rougeL is not None for prediction in split.predictions):
-        header, body = ["prompt", "continuation"], [(p.input, p.prediction) for p in split.predictions]
-        return [*parts, "### Continuations", _table(header, body)] if body else parts
+        header, body = ["prompt", "continuation"], [[p.input, p.prediction] for p in split.predictions]
+        return [*parts, "### Continuations", text_table(header, body)] if body else parts
     for name, chosen in (
         ("Best", split.best(comparison.num_examples())),
         ("Worst", split.worst(comparison.num_examples())),
@@ -244,7 +222,7 @@ def _markdown_split(comparison: Comparison, split: SplitResult) -> list[str]:
         if chosen:
             parts += [
                 f"### {name} predictions",
-                _table(["ROUGE-L", "input", "reference", "prediction"], _cells(chosen)),
+                text_table(["ROUGE-L", "input", "reference", "prediction"], _cells(chosen)),
             ]
     return parts
 
@@ -253,7 +231,8 @@ def _cells(predictions: Sequence[Prediction]) -> list[tuple[str, ...]]:
     return [(f"{p.rougeL or 0.0:.2f}", p.input, p.reference, p.prediction) for p in predictions]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; cells are plain text."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
 

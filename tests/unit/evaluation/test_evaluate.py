@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from rayloom.artifacts import open_artifact
 from rayloom.config import DatasetConfig, EvaluateJob, EvaluationConfig, load_run_config
 from rayloom.data import columns_for, encode_rows, load_splits
-from rayloom.errors import DataError, RequestError
+from rayloom.errors import ConfigError, DataError, RequestError
 from rayloom.evaluation import (
     EvaluationResult,
     LossSum,
@@ -28,8 +27,10 @@ from rayloom.evaluation import (
     write_report,
 )
 from rayloom.evaluation.resources import percentile
-from rayloom.evaluation.tables import duration, figure, size
+from rayloom.evaluation.tables import figure
+from rayloom.evaluation.units import duration, size
 from rayloom.generation import TextGenerator
+from tests.unit.evaluation.html_pages import Page
 
 CONFIG = EvaluationConfig(batch_size=3, latency_prompts=3, throughput_batch_sizes=[1, 2], num_examples=2)
 
@@ -141,32 +142,6 @@ def test_language_modelling_gets_perplexity_and_continuations(lm_artifact: Path,
     assert "Continuations" in outcome.paths.html.read_text()
 
 
-class _Page(HTMLParser):
-    """Every tag closed; addresses that the page would fetch."""
-
-    VOID = frozenset({"meta", "br", "link", "img"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-        self.ids: list[str] = []
-        self.num_svg = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.num_svg += tag == "svg"
-        for name, value in attrs:
-            if name in ("src", "href", "xlink:href") and not (value or "").startswith("#"):
-                self.addresses.append(value or "")
-            if name == "id":
-                self.ids.append(value or "")
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 def test_a_job_writes_a_self_contained_report_with_before_and_after(t5_artifact: Path, tmp_path: Path) -> None:
     history = t5_artifact.parent / "history.jsonl"
     records = [{"kind": "step", "step": step, "loss": 3.0 / step} for step in (1, 2, 3)]
@@ -175,7 +150,7 @@ def test_a_job_writes_a_self_contained_report_with_before_and_after(t5_artifact:
     job = EvaluateJob(artifact=str(t5_artifact), evaluation=CONFIG, output=str(tmp_path / "report"))
     outcome = run_job(job, baseline=True, device="cpu")
     html = outcome.paths.html.read_text()
-    page = _Page()
+    page = Page()
     page.feed(html)
     assert page.open == []
     assert page.addresses == []
@@ -184,7 +159,7 @@ def test_a_job_writes_a_self_contained_report_with_before_and_after(t5_artifact:
     assert re.findall(r"https?://(?!www\.w3\.org)", html) == []
     assert "random initialisation" in html
     assert "Random initialisation" in outcome.paths.markdown.read_text()
-    assert "| metric | before | after | change |" in outcome.paths.markdown.read_text()
+    assert "| metric | before | after | 95 % interval | change | p |" in outcome.paths.markdown.read_text()
     result, baseline = read_report(outcome.paths.json)
     assert result == outcome.result
     assert baseline == outcome.baseline
@@ -244,7 +219,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert "<script>" not in html
     assert "&lt;script&gt;alert(1)" in html
     assert "$title &amp; &lt;b&gt;" in html
-    page = _Page()
+    page = Page()
     page.feed(html)
     assert page.open == []
     markdown = paths.markdown.read_text()
@@ -281,3 +256,81 @@ def test_units() -> None:
         "10 min 0 s",
         "2 h 1 min",
     ]
+
+
+def test_intervals_slices_and_settings_are_in_the_report(t5_artifact: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"Why {n}?", "answer": f"Because {n}.", "kind": f"k{n % 2}"} for n in range(12)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    options = CONFIG.model_copy(update={"slice_by": ["kind"], "sweep": [{"num_beams": 2}], "num_resamples": 50})
+    job = EvaluateJob(
+        artifact=str(t5_artifact),
+        dataset=DatasetConfig(train_file=str(tmp_path / "rows.json"), cache_dir=str(tmp_path)),
+        splits=["train"],
+        evaluation=options,
+        output=str(tmp_path / "report"),
+    )
+    outcome = run_job(job, baseline=True, device="cpu")
+    (split,) = outcome.result.splits
+    for name in ("rougeL", "rougeLsum", "bleu", "chrf", "token_f1", "perplexity", "answer_words"):
+        spread = split.intervals[name]
+        assert spread.low <= split.metrics[name] * (1 + 1e-9) + 1e-9
+        assert split.metrics[name] <= spread.high * (1 + 1e-9) + 1e-9
+    inside = {each.value: each for each in split.slices}
+    assert sum(each.num_rows for each in inside.values()) == split.num_rows
+    for value, each in inside.items():
+        mine = [p.rougeL for p in split.predictions if rows_kind(rows, p.input) == value]
+        assert each.metrics["rougeL"] == pytest.approx(sum(mine) / len(mine))
+    (setting,) = split.settings
+    assert setting.parameters == {"num_beams": 2}
+    assert setting.num_rows == split.num_rows
+    assert setting.seconds > 0
+    generator = TextGenerator(t5_artifact, device="cpu")
+    beams = generator.generate_batch([p.input for p in split.predictions], num_beams=2)
+    scores = rouge_rows(beams, [p.reference for p in split.predictions])
+    assert setting.metrics["rougeL"] == pytest.approx(sum(score["rougeL"] for score in scores) / len(scores))
+    tests = outcome.significance["train"]
+    assert tests["loss"].difference == pytest.approx(split.metrics["loss"] - outcome.baseline.splits[0].metrics["loss"])
+    assert all(0 < each.p_value <= 1 for each in tests.values())
+    for text in (outcome.paths.markdown.read_text(), outcome.paths.html.read_text()):
+        assert "By kind" in text
+        assert "num_beams=2" in text
+        assert "95 % interval" in text
+    assert read_report(outcome.paths.json)[0] == outcome.result
+
+
+def rows_kind(rows: list[dict[str, str]], question: str) -> str:
+    return next(row["kind"] for row in rows if row["question"] == question)
+
+
+def test_what_an_evaluation_cannot_do_is_refused(t5_artifact: Path, lm_artifact: Path, tmp_path: Path) -> None:
+    def run(artifact: Path, **options: object) -> None:
+        config = CONFIG.model_copy(update=options)
+        run_job(EvaluateJob(artifact=str(artifact), evaluation=config, output=str(tmp_path)), device="cpu")
+
+    with pytest.raises(ConfigError, match="evaluation.sweep: language modelling has no references"):
+        run(lm_artifact, sweep=[{"num_beams": 2}])
+    with pytest.raises(ConfigError, match="no installed package brings the metric 'mine'"):
+        run(t5_artifact, metrics=["mine"])
+    with pytest.raises(DataError, match="no row of validation has it; columns are question"):
+        run(t5_artifact, slice_by=["topic"])
+    with pytest.raises(RequestError, match="num_beams"):
+        run(t5_artifact, sweep=[{"num_beams": 0}])
+
+
+@pytest.mark.parametrize("name", ["t5_artifact", "gpt2_artifact", "lm_artifact"])
+def test_losses_of_rows_add_up_and_are_those_of_the_row_alone(name: str, request: pytest.FixtureRequest) -> None:
+    generator, splits, columns, config = opened(request.getfixturevalue(name))
+
+    def losses(rows: list[dict[str, str]], batch_size: int) -> LossSum:
+        encoded = encode_rows(rows, generator.encoder, columns, cache_dir=config.dataset.cache_dir, file_label="train")
+        pad = generator.encoder.tokenizer.pad_token_id
+        return token_loss(generator.model, encoded, batch_size=batch_size, pad_token_id=pad)
+
+    rows = list(splits.train)[:6]
+    together = losses(rows, 4)
+    assert len(together.by_row) == 6
+    assert sum(nll for nll, _ in together.by_row) == pytest.approx(together.total_nll)
+    assert sum(count for _, count in together.by_row) == together.num_tokens
+    alone = losses(rows[2:3], 1).by_row[0]
+    assert together.by_row[2][1] == alone[1]
+    assert together.by_row[2][0] == pytest.approx(alone[0], rel=1e-4)

@@ -1,0 +1,139 @@
+"""How versions move from stage to stage. Every function is one transaction's content."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from rayloom.config import config_hash
+from rayloom.errors import ArtifactError, RegistryError
+from rayloom.registry import rows
+from rayloom.registry.lineage import manifest_digest
+from rayloom.registry.records import Verdict, Version
+from rayloom.registry.references import Reference
+
+
+def promote(connection: sqlite3.Connection, number: int) -> Version:
+    """Put a judged version into production, and archive the one that was there.
+
+    Whatever the verdict depended on must still be so: the artifact, the version in production, the gate, the report.
+
+    Args:
+        connection: Holds the write lock.
+        number: The verdict.
+
+    Raises:
+        RegistryError: The gate said no, or something has changed since it was asked.
+    """
+    verdict = rows.verdict_of(connection, number)
+    version = rows.find(connection, Reference(verdict.model, verdict.version))
+    if not verdict.passed:
+        failed = "; ".join(f"{check.name}: {check.detail}" for check in verdict.checks if not check.passed)
+        raise RegistryError(f"{version.name} does not pass the gate: {failed}")
+    if version.stage == "production":
+        raise RegistryError(f"{version.name} is in production already")
+    _check_still_true(connection, verdict, version)
+    old = verdict.production
+    if old is not None:
+        rows.set_stage(connection, verdict.model, old, "archived")
+        _close_promotion(connection, verdict.model, "replaced")
+    _put_into_production(connection, version, number)
+    rows.note(connection, version.model, version.version, "promoted", f"in place of {old}" if old else "the first")
+    return version.model_copy(update={"stage": "production"})
+
+
+def rollback(connection: sqlite3.Connection, model: str, expected: int) -> Version:
+    """Bring the previous production version back, and archive the one that is there.
+
+    Its gate was passed when it was promoted; only its artifact is checked again, since a rollback has to be quick.
+
+    Args:
+        connection: Holds the write lock.
+        model: Whose.
+        expected: The version that the caller saw in production.
+
+    Raises:
+        RegistryError: Another version is in production by now, there is nothing to go back to, or its artifact is gone.
+    """
+    rows.check_model(connection, model)
+    current = rows.production_of(connection, model)
+    if current != expected:
+        raise _changed(model, expected, current)
+    earlier = connection.execute(
+        "SELECT id, version, verdict FROM promotions WHERE model = ? AND state = 'replaced' ORDER BY id DESC LIMIT 1",
+        (model,),
+    ).fetchone()
+    if earlier is None:
+        raise RegistryError(f"'{model}' has no earlier production version to go back to")
+    version = rows.find(connection, Reference(model, int(earlier["version"])))
+    _check_artifact(version)
+    rows.set_stage(connection, model, expected, "archived")
+    _close_promotion(connection, model, "taken back")
+    connection.execute("UPDATE promotions SET state = 'current' WHERE id = ?", (earlier["id"],))
+    rows.set_stage(connection, model, version.version, "production")
+    rows.note(connection, model, version.version, "rolled back to", f"in place of {expected}")
+    return version.model_copy(update={"stage": "production"})
+
+
+def move(connection: sqlite3.Connection, wanted: Reference, stage: str) -> Version:
+    """Make a version a candidate, or archive it.
+
+    Raises:
+        RegistryError: It is in production, which only another promotion or a rollback ends.
+    """
+    version = rows.find(connection, wanted)
+    if version.stage == "production":
+        raise RegistryError(
+            f"{version.name} is in production: promote another version, or go back with "
+            f"rayloom models rollback {version.model}; then this one is archived"
+        )
+    rows.set_stage(connection, version.model, version.version, stage)
+    rows.note(connection, version.model, version.version, "archived" if stage == "archived" else f"made a {stage}")
+    return rows.find(connection, Reference(version.model, version.version))
+
+
+def _check_still_true(connection: sqlite3.Connection, verdict: Verdict, version: Version) -> None:
+    current = rows.production_of(connection, verdict.model)
+    if current != verdict.production:
+        raise _changed(verdict.model, verdict.production, current)
+    if config_hash(rows.gate_of(connection, verdict.model)) != verdict.gate_hash:
+        raise RegistryError(f"the gate was changed after {version.name} was judged: promote it again")
+    if (version.report.sha256 if version.report else None) != verdict.report_hash:
+        raise RegistryError(f"{version.name} got another report after it was judged: promote it again")
+    if version.digest != verdict.digest:
+        raise RegistryError(f"{version.name} was judged with another artifact: promote it again")
+    _check_artifact(version)
+
+
+def _check_artifact(version: Version) -> None:
+    try:
+        found = manifest_digest(version.location)
+    except ArtifactError as error:
+        raise RegistryError(f"{version.name}: its artifact is gone: {error}") from None
+    if found != version.digest:
+        raise RegistryError(
+            f"{version.name}: {version.location} holds another artifact than the one that was registered: put that one "
+            "back, or register this one as a version of its own"
+        )
+
+
+def _put_into_production(connection: sqlite3.Connection, version: Version, verdict: int) -> None:
+    connection.execute(
+        "INSERT INTO promotions (model, version, verdict, state) VALUES (?, ?, ?, 'current')",
+        (version.model, version.version, verdict),
+    )
+    rows.set_stage(connection, version.model, version.version, "production")
+
+
+def _close_promotion(connection: sqlite3.Connection, model: str, state: str) -> None:
+    connection.execute("UPDATE promotions SET state = ? WHERE model = ? AND state = 'current'", (state, model))
+
+
+def _changed(model: str, expected: int | None, current: int | None) -> RegistryError:
+    return RegistryError(
+        f"'{model}' has {_version_text(current)} in production by now, not {_version_text(expected)}: somebody else "
+        "was faster. Look at it with rayloom models show, and try again"
+    )
+
+
+def _version_text(version: int | None) -> str:
+    return "no version" if version is None else f"version {version}"
