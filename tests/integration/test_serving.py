@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from rayloom.config import ServingConfig
 from rayloom.errors import ServiceError
 from rayloom.generation import TextGenerator
+from rayloom.generation.remote import RemoteTextGenerator
 from rayloom.serving import serving
 from tests.fakes_serving import post_all
 
@@ -72,6 +74,7 @@ def test_a_seed_gives_the_same_text_again(t5_url: str, t5: TextGenerator) -> Non
     ("path", "body", "status"),
     [
         ("/answer", {"question": "x", "max_tokens": 3}, 422),
+        ("/v1/completions", {"prompt": "x", "tools": []}, 400),
         ("/answer", {"question": "x", "num_beams": 2, "num_beam_groups": 3}, 400),
         ("/generate", {"prompt": "x", "json_schema": {"type": "no such type"}}, 400),
         ("/generate", {"prompt": "x" * 2001}, 413),
@@ -86,7 +89,33 @@ def test_the_callers_mistakes(t5_url: str, path: str, body: dict[str, Any], stat
 
 def test_documentation(t5_url: str) -> None:
     assert httpx.get(f"{t5_url}/docs").status_code == 200
-    assert set(httpx.get(f"{t5_url}/openapi.json").json()["paths"]) == {"/generate", "/answer", "/health"}
+    assert {"/generate", "/answer", "/health", "/v1/completions"} <= set(
+        httpx.get(f"{t5_url}/openapi.json").json()["paths"]
+    )
+
+
+def test_openais_client_streams_through_serve(t5_url: str, t5: TextGenerator) -> None:
+    with openai.OpenAI(base_url=f"{t5_url}/v1", api_key="none", max_retries=0) as client:
+        assert [model.id for model in client.models.list()] == [t5.name]
+        for question in QUESTIONS[:2]:
+            messages: Any = [{"role": "user", "content": question}]
+            chunks = list(client.chat.completions.create(model=t5.name, messages=messages, stream=True, temperature=0))
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == t5.generate(question)
+            assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+        with pytest.raises(openai.NotFoundError):
+            client.completions.create(model="gpt-4", prompt="x", stream=True)
+        with pytest.raises(openai.BadRequestError, match="max_length 1 leaves no room"):
+            client.completions.create(model=t5.name, prompt="x", stream=True, extra_body={"max_length": 1})
+
+
+def test_our_own_client_through_serve(t5_url: str, t5: TextGenerator) -> None:
+    remote = TextGenerator(endpoint=t5_url)
+    assert remote.generate_batch(QUESTIONS, contexts=[CONTEXT] * 4) == t5.generate_batch(
+        QUESTIONS, contexts=[CONTEXT] * 4
+    )
+    assert "".join(remote.stream("Why?")) == t5.generate("Why?")
+    assert isinstance(remote, RemoteTextGenerator)
+    remote.close()
 
 
 def test_only_one_at_a_time(t5_url: str, tiny_artifact_t5: Path) -> None:

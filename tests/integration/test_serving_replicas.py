@@ -55,7 +55,7 @@ def slow_model() -> ModelFactory:
         import asyncio
         import os
 
-        from rayloom.serving.calls import Call, Completion, ModelInfo
+        from rayloom.serving.calls import Call, Choice, Completion, ModelInfo, Part, Started, TextCall, Tokens
 
         class Slow:
             info = ModelInfo("slow", "t5", "question-answering")
@@ -68,13 +68,59 @@ def slow_model() -> ModelFactory:
                 self.held += 1
                 try:
                     await asyncio.sleep(float(text) if text.isdigit() else 0.4)
-                    return Completion("slow", (str(self.held),), "stop", 1, 1)
+                    return Completion(Started("slow", "fp", 1), (Choice(str(self.held), "stop"),), 1)
                 finally:
                     self.held -= 1
+
+            async def stream(self, call: Call) -> Any:
+                self.held += 1
+                try:
+                    yield Started("slow", "fp", 1)
+                    for number in range(int(call.prompt.text)):
+                        yield Part(0, f"{number} ", 1)
+                        await asyncio.sleep(0.1)
+                    yield Part(0, "", 0, finish_reason="stop")
+                finally:
+                    self.held -= 1
+
+            def tokens(self, call: TextCall) -> Tokens:
+                return Tokens(str(self.held), ())
 
         return Slow()
 
     return open_slow
+
+
+def num_held(url: str) -> int:
+    return int(httpx.post(f"{url}/detokenize", json={"tokens": []}).json()["prompt"])
+
+
+def wait_until_free(url: str) -> None:
+    deadline = time.monotonic() + 20.0
+    while num_held(url):
+        assert time.monotonic() < deadline, "the call was not dropped"
+        time.sleep(0.05)
+
+
+def test_streams_that_nobody_reads_are_dropped(slow_model: ModelFactory) -> None:
+    config = ServingConfig(artifact="none", num_cpus=0.5, request_timeout_s=30.0)
+    with serving(config, open_model=slow_model) as url:
+        with httpx.stream("POST", f"{url}/generate", json={"prompt": "3", "stream": True}) as response:
+            assert "2 " in response.read().decode()
+        wait_until_free(url)
+        for path in ("/generate", "/v1/completions"):
+            with httpx.stream("POST", f"{url}{path}", json={"prompt": "200", "stream": True}) as response:
+                lines = response.iter_lines()  # httpx closes the response with its iterator
+                assert '"0 "' in next(lines)
+                assert num_held(url) == 1
+            wait_until_free(url)
+        headers = {"X-Request-Timeout": "0.5"}
+        late = httpx.post(f"{url}/generate", json={"prompt": "200", "stream": True}, headers=headers)
+        assert late.text.count('"type":"timeout"') == 1
+        wait_until_free(url)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/generate", json={"prompt": "20"}, timeout=httpx.Timeout(10.0, read=0.5))
+        wait_until_free(url)
 
 
 @pytest.mark.slow
@@ -95,8 +141,8 @@ def test_overload_timeout_and_a_lost_replica(slow_model: ModelFactory) -> None:
         # Eight are taken by the replica and four wait; of the others at least some are turned away.
         responses = post_all(url, "/generate", [{"prompt": "a"}] * 40)
         counts = Counter(each.status_code for each in responses)
-        assert set(counts) == {200, 503}
-        refused = next(each for each in responses if each.status_code == 503)
+        assert set(counts) == {200, 429}
+        refused = next(each for each in responses if each.status_code == 429)
         assert refused.json()["error"]["type"] == "overloaded"
         assert int(refused.headers["retry-after"]) >= 1
 

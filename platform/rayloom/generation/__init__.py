@@ -7,19 +7,23 @@ from rayloom.generation.parameters import parse_parameters
 from rayloom.generation.text_generator import TextGenerator
 from rayloom.generation.transformers_generator import TransformersGenerator
 from rayloom.generation.types import (
+    Chunk,
     GeneratedSequence,
     GenerationOutput,
     GenerationRequest,
     Generator,
+    PromptLogprobs,
     TokenLogprob,
 )
 
 __all__ = [
+    "Chunk",
     "GeneratedSequence",
     "GenerationOutput",
     "GenerationRequest",
     "Generator",
     "Opened",
+    "PromptLogprobs",
     "TextGenerator",
     "TokenLogprob",
     "TransformersGenerator",

@@ -6,14 +6,40 @@ import queue
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
+from typing import NamedTuple
 
-from rayloom.engine import Done, EngineRequest, EngineService, Event, Failed, Hypothesis, NewToken, Ticket, TokenScore
+from rayloom.engine import (
+    Done,
+    EngineRequest,
+    EngineService,
+    Event,
+    Failed,
+    Hypothesis,
+    NewToken,
+    PromptScored,
+    Ticket,
+    TokenScore,
+)
 from rayloom.errors import RequestError
 from rayloom.generation.finishing import cut_at_stop
 from rayloom.generation.forbidden import decode
 from rayloom.generation.resolving import Addressing, Resolver
-from rayloom.generation.streaming import Pieces
-from rayloom.generation.types import GeneratedSequence, GenerationOutput, GenerationRequest, TokenLogprob
+from rayloom.generation.streaming import Answer, Pieces
+from rayloom.generation.types import (
+    Chunk,
+    GeneratedSequence,
+    GenerationOutput,
+    GenerationRequest,
+    PromptLogprobs,
+    TokenLogprob,
+)
+
+
+class _Written(NamedTuple):
+    """What the engine has made of one request."""
+
+    hypotheses: Sequence[Hypothesis]
+    prompt_scores: Sequence[TokenScore] | None
 
 
 class EngineGenerator:
@@ -54,14 +80,49 @@ class EngineGenerator:
         refuse_streaming(request)
         return self._stream(request, self._resolve(request))
 
+    def addressed(self, addressing: Addressing) -> EngineGenerator:
+        """The same engine, for requests of somebody else."""
+        return EngineGenerator(self.service, self.resolver, addressing)
+
     async def generate_async(self, request: GenerationRequest) -> GenerationOutput:
         """As `generate`, for one request. Cancelling the task stops the generation."""
         asked = self._resolve(request)
+        prompt_scores: Sequence[TokenScore] | None = None
         async with aclosing(self.service.stream(asked)) as events:
             async for event in events:
-                if isinstance(event, Done):
-                    return self._output(request, asked, event.hypotheses)
+                if isinstance(event, PromptScored):
+                    prompt_scores = event.scores
+                elif isinstance(event, Done):
+                    return self._output(request, asked, _Written(event.hypotheses, prompt_scores))
         raise AssertionError("events end with Done or an error")
+
+    async def chunks(self, request: GenerationRequest, *, start: str = "") -> AsyncGenerator[Chunk | PromptLogprobs]:
+        """All that is known of a request's answers as soon as it is; closing the generator stops the generation.
+
+        Any request can be asked: the answers of a beam search come whole, at the end.
+
+        Args:
+            request: The request.
+            start: Taken off every answer that begins with it.
+
+        Raises:
+            RequestError: As `generate`.
+        """
+        asked = self._resolve(request)
+        answers = [
+            Answer(index, self._pieces(request), start=start, num_prefix=len(request.prefix_ids))
+            for index in range(request.config.num_return_sequences)
+        ]
+        async with aclosing(self.service.stream(asked)) as events:
+            async for event in events:
+                if isinstance(event, NewToken):
+                    score = None if event.score is None else self._logprob(event.token, event.score)
+                    yield answers[event.index].add(event.token, score)
+                elif isinstance(event, PromptScored):
+                    yield PromptLogprobs(tuple(self._prompt_logprobs(asked, event.scores)))
+                elif isinstance(event, Done):
+                    for answer, hypothesis in zip(answers, event.hypotheses, strict=False):
+                        yield answer.finish(self._sequence(request, asked, hypothesis))
 
     async def stream_async(self, request: GenerationRequest) -> AsyncGenerator[str]:
         """As `stream`, for asyncio. Closing the generator stops the generation."""
@@ -75,11 +136,12 @@ class EngineGenerator:
     def _resolve(self, request: GenerationRequest) -> EngineRequest:
         return self.resolver.resolve(request, self.addressing)
 
-    def _run_all(self, asked: Sequence[EngineRequest], most: int) -> dict[int, tuple[Hypothesis, ...]]:
+    def _run_all(self, asked: Sequence[EngineRequest], most: int) -> dict[int, _Written]:
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         waiting = iter(enumerate(asked))
         tickets: dict[int, Ticket] = {}
-        answers: dict[int, tuple[Hypothesis, ...]] = {}
+        answers: dict[int, _Written] = {}
+        prompt_scores: dict[int, Sequence[TokenScore]] = {}
         try:
             while len(answers) < len(asked):
                 while len(tickets) - len(answers) < most and (each := next(waiting, None)):
@@ -88,8 +150,10 @@ class EngineGenerator:
                 place, event = events.get()
                 if isinstance(event, Failed):
                     raise event.error
+                if isinstance(event, PromptScored):
+                    prompt_scores[place] = event.scores
                 if isinstance(event, Done):
-                    answers[place] = event.hypotheses
+                    answers[place] = _Written(event.hypotheses, prompt_scores.get(place))
         finally:
             for place in tickets.keys() - answers.keys():
                 tickets[place].cancel()
@@ -111,11 +175,11 @@ class EngineGenerator:
             return pieces.finish(self._sequence(request, asked, event.hypotheses[0]).text)
         return ""
 
-    def _output(
-        self, request: GenerationRequest, asked: EngineRequest, hypotheses: Sequence[Hypothesis]
-    ) -> GenerationOutput:
-        sequences = [self._sequence(request, asked, each) for each in hypotheses]
-        return GenerationOutput(list(request.prompt_ids), sequences)
+    def _output(self, request: GenerationRequest, asked: EngineRequest, written: _Written) -> GenerationOutput:
+        sequences = [self._sequence(request, asked, each) for each in written.hypotheses]
+        scores = written.prompt_scores
+        prompt = None if scores is None else self._prompt_logprobs(asked, scores)
+        return GenerationOutput(list(request.prompt_ids), sequences, prompt)
 
     def _sequence(self, request: GenerationRequest, asked: EngineRequest, hypothesis: Hypothesis) -> GeneratedSequence:
         token_ids = [*request.prefix_ids, *hypothesis.tokens]
@@ -125,7 +189,11 @@ class EngineGenerator:
         scores = hypothesis.logprobs
         told = zip(hypothesis.tokens, scores or (), strict=scores is not None)
         logprobs = None if scores is None else [self._logprob(*each) for each in told]
-        return GeneratedSequence(token_ids, text, hypothesis.reason, hypothesis.score, logprobs)
+        end = None if hypothesis.end is None else self._logprob(*hypothesis.end)
+        return GeneratedSequence(token_ids, text, hypothesis.reason, hypothesis.score, logprobs, end)
+
+    def _prompt_logprobs(self, asked: EngineRequest, scores: Sequence[TokenScore]) -> list[TokenLogprob]:
+        return [self._logprob(*each) for each in zip(asked.start_ids[1:], scores, strict=True)]
 
     def _logprob(self, token: int, score: TokenScore) -> TokenLogprob:
         return TokenLogprob(token, decode(self.resolver.tokenizer, [token]), score.logprob, score.top)

@@ -19,6 +19,7 @@ from rayloom.generation.planning import DEFAULT_NEW_TOKENS, Window
 from rayloom.generation.resolving import Addressing, Resolver
 from rayloom.generation.transformers_generator import max_positions
 from rayloom.models import LoadedModel, load_model, open_model, resolve_source
+from rayloom.registry import locate
 
 _UNBOUNDED = 1 << 20
 """Prompt length of plain models: what does not fit their positions is refused, never cut."""
@@ -47,14 +48,15 @@ class Opened:
 
 
 def open_path(path_or_name: str | Path) -> Opened:
-    """Open an artifact (folder or URI), a plain model folder, or a hub model.
+    """Open an artifact (folder or URI), a registered version (``NAME@STAGE``), a plain model folder, or a hub model.
 
     Raises:
+        RegistryError: There is no such version.
         ArtifactError: No such folder, nothing usable in it, or a damaged artifact.
         ModelError: The model cannot be loaded.
         HubError: The hub is needed and cannot be reached.
     """
-    name = str(path_or_name)
+    name = locate(str(path_or_name))
     folder = Path(name).expanduser()
     if "://" in name or (folder / "manifest.json").is_file():
         return _open_artifact(name if "://" in name else str(folder))

@@ -56,6 +56,19 @@ def parse_parameters(defaults: GenerationConfig, params: Mapping[str, Any]) -> G
     Raises:
         RequestError: An unknown parameter (with the nearest name), or a value that makes no sense.
     """
+    refuse_unknown(params)
+    try:
+        return defaults.merged(**(_displaced(defaults, params) | dict(params)))
+    except ValidationError as error:
+        raise RequestError(_first_problem(error)) from None
+
+
+def refuse_unknown(params: Mapping[str, Any]) -> None:
+    """Refuse names that no parameter has.
+
+    Raises:
+        RequestError: Names the nearest one.
+    """
     known = [*GenerationConfig.model_fields, "num_generations"]
     for name in params:
         if name not in known:
@@ -64,10 +77,6 @@ def parse_parameters(defaults: GenerationConfig, params: Mapping[str, Any]) -> G
             raise RequestError(f"unknown generation parameter '{name}'; {hint}")
     if {"num_generations", "num_return_sequences"} <= set(params):
         raise RequestError("num_generations and num_return_sequences are the same parameter: give one")
-    try:
-        return defaults.merged(**(_displaced(defaults, params) | dict(params)))
-    except ValidationError as error:
-        raise RequestError(_first_problem(error)) from None
 
 
 def refuse_unsupported(config: GenerationConfig) -> None:
@@ -105,6 +114,8 @@ def to_transformers(
         if values["eos_token_id"] is None:
             raise RequestError("exponential_decay_length_penalty needs an end-of-sequence token; this model has none")
         values["exponential_decay_length_penalty"] = config.exponential_decay_length_penalty
+    if config.logit_bias:
+        values["sequence_bias"] = {(token,): bias for token, bias in config.logit_bias.items()}
     if config.stop_strings:
         values["stop_strings"] = list(config.stop_strings)
     if lengths.min_new_tokens:

@@ -96,6 +96,10 @@ class Resolver:
         if not request.prompt_ids and not (request.prefix_ids and not self.window.seq2seq):
             raise RequestError("the prompt is empty: there is nothing to go on from")
         _refuse_contradictions(config)
+        if request.prompt_logprobs is not None and self.window.seq2seq:
+            raise RequestError(
+                "an encoder-decoder model gives no log-probabilities of its prompt: it does not predict it"
+            )
         special = special_tokens(config, self.model_defaults, self.tokenizer)
         params = self._params(request, special)
         start_ids, encoder_ids = self._inputs(request, special)
@@ -113,6 +117,9 @@ class Resolver:
     def _params(self, request: GenerationRequest, special: dict[str, Any]) -> Params:
         config, ends = request.config, tuple(eos_ids(special["eos_token_id"]))
         lengths = request_lengths(request, self.window)
+        unknown = [token for token in config.logit_bias or () if not 0 <= token < self.vocab_size]
+        if unknown:
+            raise RequestError(f"logit_bias: the model has no token {unknown[0]} (0 … {self.vocab_size - 1})")
         if config.exponential_decay_length_penalty is not None and not ends:
             raise RequestError("exponential_decay_length_penalty needs an end-of-sequence token; this model has none")
         given = {name: getattr(config, name) for name in _NEUTRAL_NUMBERS if getattr(config, name) is not None}
@@ -127,6 +134,8 @@ class Resolver:
             forced_bos_token_id=special.get("forced_bos_token_id"),
             forced_eos_token_ids=tuple(eos_ids(special.get("forced_eos_token_id"))),
             seed=seed,
+            prompt_logprobs=request.prompt_logprobs,
+            logit_bias=tuple(sorted((config.logit_bias or {}).items())),
             **(_NEUTRAL_NUMBERS | given),
             **{name: getattr(config, name) for name in _SAME_NAME},
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from rayloom.generation.forbidden import decode
+from rayloom.generation.types import Chunk, GeneratedSequence, TokenLogprob
 
 _UNKNOWN = "\ufffd"
 
@@ -25,13 +27,26 @@ class Pieces:
     ) -> None:
         self._tokenizer, self._stop_strings = tokenizer, stop_strings
         self._ids, self._sent = list(prefix_ids), ""
+        # A stop string may begin in the prompt, unseen here: only the final text decides on the last token.
+        self._lag = 1 if stop_strings else 0
+        self._ends: list[int] = [] if self._lag else [self._end(prefix_ids)]
+
+    @property
+    def sent(self) -> str:
+        """What was given out."""
+        return self._sent
+
+    @property
+    def ends(self) -> Sequence[int]:
+        """Length of the text, in whole characters, before and after each generated token."""
+        return self._ends
 
     def add(self, token: int) -> str:
         """What may be shown now that this token is there."""
         self._ids.append(token)
-        # A stop string may begin in the prompt, unseen here: only the final text decides on the last token.
-        ids = self._ids[:-1] if self._stop_strings else self._ids
-        safe = settled(decode(self._tokenizer, ids), self._stop_strings)
+        text = decode(self._tokenizer, self._ids[: len(self._ids) - self._lag])
+        self._ends.append(len(text.rstrip(_UNKNOWN)))
+        safe = settled(text, self._stop_strings)
         if not safe.startswith(self._sent):
             return ""
         piece, self._sent = safe[len(self._sent) :], safe
@@ -39,7 +54,106 @@ class Pieces:
 
     def finish(self, text: str) -> str:
         """The rest, now that the final text is known."""
-        return text[len(self._sent) :]
+        if self._lag:
+            self._ends.append(self._end(self._ids))
+        rest = text[len(self._sent) :]
+        self._sent = text
+        return rest
+
+    def _end(self, ids: Sequence[int]) -> int:
+        return len(decode(self._tokenizer, ids).rstrip(_UNKNOWN))
+
+
+class WithoutStart:
+    """Takes a given start off a text that comes in pieces; nothing is held longer than needed to know.
+
+    Args:
+        start: What is taken off, if the text begins with it.
+
+    Attributes:
+        num_cut: Characters that were taken off.
+    """
+
+    def __init__(self, start: str) -> None:
+        self._start, self._held, self._undecided = start, "", bool(start)
+        self.num_cut = 0
+
+    def add(self, piece: str) -> str:
+        """What may be shown now."""
+        if not self._undecided:
+            return piece
+        self._held += piece
+        if len(self._held) < len(self._start) and self._start.startswith(self._held):
+            return ""
+        return self.finish()
+
+    def finish(self) -> str:
+        """What is still held."""
+        held, self._held = self._held, ""
+        if self._undecided and held.startswith(self._start):
+            self.num_cut = len(self._start)
+        self._undecided = False
+        return held[self.num_cut :] if held else held
+
+
+class Answer:
+    """One answer while it grows: its text, and log-probabilities of the tokens whose text is out.
+
+    Args:
+        index: Which of the request's answers.
+        pieces: Nothing was added to them yet.
+        start: Taken off the text; see `WithoutStart`.
+        num_prefix: Tokens of the forced prefix, counted with the first chunk.
+    """
+
+    def __init__(self, index: int, pieces: Pieces, *, start: str = "", num_prefix: int = 0) -> None:
+        self._index, self._pieces, self._start = index, pieces, WithoutStart(start)
+        self._num_prefix, self._uncounted = num_prefix, num_prefix
+        self._num_added, self._num_told = 0, 0
+        self._waiting: deque[TokenLogprob] = deque()
+
+    def add(self, token: int, logprob: TokenLogprob | None) -> Chunk:
+        """What there is to tell now that this token is there."""
+        text = self._start.add(self._pieces.add(token))
+        self._num_added += 1
+        if logprob is not None:
+            self._waiting.append(logprob)
+        return self._chunk(text, 1)
+
+    def finish(self, sequence: GeneratedSequence) -> Chunk:
+        """The rest, now that the whole answer is known; all of it, for an answer that was not told token by token."""
+        late = sequence.token_ids[self._num_prefix + self._num_added :]
+        text = ""
+        if sequence.logprobs is not None:
+            text = "".join(self._start.add(self._pieces.add(token)) for token in late)
+            self._waiting += sequence.logprobs[self._num_added :]
+        text += self._start.add(self._pieces.finish(sequence.text)) + self._start.finish()
+        return self._chunk(text, len(late), sequence)
+
+    def _chunk(self, text: str, num_tokens: int, sequence: GeneratedSequence | None = None) -> Chunk:
+        logprobs, offsets = self._settled()
+        num_tokens, self._uncounted = num_tokens + self._uncounted, 0
+        if sequence is None:
+            return Chunk(self._index, text, num_tokens, logprobs, offsets)
+        return Chunk(
+            self._index, text, num_tokens, logprobs, offsets, end=sequence.end, finish_reason=sequence.finish_reason
+        )
+
+    def _settled(self) -> tuple[tuple[TokenLogprob, ...], tuple[int, ...]]:
+        """Tokens all of whose text is out, and where they begin."""
+        logprobs: list[TokenLogprob] = []
+        offsets: list[int] = []
+        ends, sent = self._pieces.ends, self._pieces.sent
+        while self._waiting and self._num_told + 1 < len(ends) and ends[self._num_told + 1] <= len(sent):
+            logprobs.append(self._waiting.popleft())
+            begin = ends[self._num_told]
+            if not logprobs[-1].token.startswith(_UNKNOWN):
+                # In front of it there may be bytes that have not become a character.
+                own = sent[begin : ends[self._num_told + 1]]
+                begin += len(own) - len(own.lstrip(_UNKNOWN))
+            offsets.append(max(begin - self._start.num_cut, 0))
+            self._num_told += 1
+        return tuple(logprobs), tuple(offsets)
 
 
 def settled(text: str, stop_strings: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from rayloom.errors import RequestError
 from rayloom.generation.golden import replay_golden as replay
 from rayloom.generation.opening import Opened, open_path, pick_device, pick_precision, start_engine
 from rayloom.generation.parameters import parse_parameters
+from rayloom.generation.streaming import WithoutStart
 from rayloom.generation.types import GenerationOutput, GenerationRequest
 
 
@@ -33,6 +34,8 @@ class TextGenerator:
     Args:
         path_or_name: Artifact (folder or URI), model folder or hub name. A plain model takes the
             prompt as it is, or as a user's message if it has a chat template.
+        endpoint: URL of a server that holds the model, instead of a path or name: the same methods over HTTP.
+        api_key: Of the server, if it wants one.
         device: ``cpu``, ``cuda``, …; the first GPU if there is one where not given.
         precision: Of the weights: ``fp32``, ``bf16`` or ``int8``.
         max_batch_size: Most sequences (beams and answers counted one by one) in one step of the engine.
@@ -46,16 +49,28 @@ class TextGenerator:
         ModelError: The model cannot be loaded.
     """
 
-    def __init__(
+    def __new__(cls, *args: Any, endpoint: Any = None, **options: Any) -> TextGenerator:
+        """A remote one, if there is an endpoint."""
+        if endpoint is None or cls is not TextGenerator:
+            return super().__new__(cls)
+        from rayloom.generation.remote import RemoteTextGenerator
+
+        return super().__new__(RemoteTextGenerator)
+
+    def __init__(  # noqa: PLR0913 - what a model takes, and what a server takes
         self,
-        path_or_name: str | Path,
+        path_or_name: str | Path | None = None,
         *,
+        endpoint: str | None = None,
+        api_key: str | None = None,
         device: str | torch.device | None = None,
         precision: str = "fp32",
         max_batch_size: int = 32,
         cache_gib: float | None = None,
         replay_golden: bool = True,
     ) -> None:
+        if path_or_name is None or api_key is not None:
+            raise RequestError("name an artifact or a model; or give an endpoint, and its api_key if it wants one")
         chosen = pick_device(device)
         options = EngineOptions(
             precision=pick_precision(precision),
@@ -70,7 +85,7 @@ class TextGenerator:
     @classmethod
     def from_opened(cls, opened: Opened, *, device: str | torch.device | None = None) -> Self:
         """Over a model that is loaded already."""
-        self = cls.__new__(cls)
+        self = object.__new__(cls)
         self._set_up(opened, pick_device(device), EngineOptions())
         return self
 
@@ -125,7 +140,7 @@ class TextGenerator:
         Raises:
             RequestError: An unknown or unavailable parameter, or an unusable prompt.
         """
-        (output,) = self.run([_asked(text, context, messages)], params)
+        (output,) = self.run([asked_for(text, context, messages)], params)
         return _texts(output, self.parameters(params))
 
     __call__ = generate
@@ -169,7 +184,7 @@ class TextGenerator:
         Arguments are checked at the call, not at the first piece. See `generate`.
         """
         config = self.parameters(params)
-        request = self.request(_asked(text, context, messages), config)
+        request = self.request(asked_for(text, context, messages), config)
         return _without_start(self.generator.stream(request), self._start)
 
     def run(
@@ -216,7 +231,12 @@ class TextGenerator:
         return dataclasses.replace(output, sequences=sequences)
 
 
-def _asked(text: str, context: str | None, messages: Sequence[Mapping[str, str]] | None) -> PromptInput:
+def asked_for(text: str, context: str | None, messages: Sequence[Mapping[str, str]] | None) -> PromptInput:
+    """The prompt that a caller means.
+
+    Raises:
+        RequestError: Several texts where one is taken.
+    """
     if not isinstance(text, str):
         raise RequestError("generate takes one text; for a list use generate_batch")
     return PromptInput(text, context, tuple(dict(message) for message in messages) if messages is not None else None)
@@ -228,15 +248,10 @@ def _texts(output: GenerationOutput, config: GenerationConfig) -> str | list[str
 
 
 def _without_start(pieces: Iterator[str], start: str) -> Iterator[str]:
-    """Pieces without the given start of the whole; nothing is held longer than needed to know."""
-    held, undecided = "", bool(start)
+    """Pieces without the given start of the whole."""
+    cutter = WithoutStart(start)
     for piece in pieces:
-        if undecided:
-            held += piece
-            if len(held) < len(start) and start.startswith(held):
-                continue
-            piece, held, undecided = held.removeprefix(start), "", False
-        if piece:
-            yield piece
-    if held:
-        yield held
+        if kept := cutter.add(piece):
+            yield kept
+    if kept := cutter.finish():
+        yield kept

@@ -76,6 +76,8 @@ class TransformersGenerator:
 
     def _check(self, request: GenerationRequest) -> None:
         refuse_unsupported(request.config)
+        if request.prompt_logprobs is not None:
+            raise RequestError("prompt_logprobs are not available while a model is being trained")
         if not request.prompt_ids and not (request.prefix_ids and not self.seq2seq):
             raise RequestError("the prompt is empty: there is nothing to go on from")
         if request.config.stop_strings:

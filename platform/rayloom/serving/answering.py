@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from pydantic import ValidationError
 
 from rayloom.errors import UserError
-from rayloom.serving.calls import Call, ModelInfo, Outcome, Problem, ServedModel
+from rayloom.serving.calls import (
+    Call,
+    Event,
+    ModelInfo,
+    Outcome,
+    Problem,
+    ServedModel,
+    TextCall,
+    Tokens,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,23 +34,56 @@ async def answer(model: ServedModel, call: Call) -> Outcome:
     try:
         return await model.complete(call)
     except Exception as error:
-        return _problem(error)
+        return problem_of(error)
 
 
-def _problem(error: Exception) -> Problem:
+async def answer_in_parts(model: ServedModel, call: Call) -> AsyncGenerator[Event]:
+    """As `answer`, as it is written. Closing it reaches the model."""
+    refusal = _refusal(model.info, call)
+    if refusal:
+        yield refusal
+        return
+    try:
+        async with aclosing(model.stream(call)) as events:
+            async for event in events:
+                yield event
+    except Exception as error:
+        yield problem_of(error)
+
+
+def tokens_of(model: ServedModel, call: TextCall) -> Tokens | Problem:
+    """A text's tokens or the tokens' text, or why there are none."""
+    try:
+        return unknown_model(model.info, call.model) or model.tokens(call)
+    except Exception as error:
+        return problem_of(error)
+
+
+def problem_of(error: Exception) -> Problem:
+    """What a caller is told of an error: all of their own mistakes, nothing of ours."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        return Problem(400, "invalid_request", f"{field}: {message}" if field else message)
+        return Problem(400, "invalid_request", f"{field}: {message}" if field else message, param=field or None)
     if isinstance(error, UserError):
         return Problem(400, "invalid_request", str(error))
     logger.error("generation failed", exc_info=error)
     return Problem(500, "internal", f"generation failed with {type(error).__name__}; the server's log has the details")
 
 
+def unknown_model(info: ModelInfo, name: str | None) -> Problem | None:
+    """Why a call for a model of this name is not answered here."""
+    if name is None or name == info.name:
+        return None
+    message = f"the model '{name}' does not exist here; this server has '{info.name}'"
+    return Problem(404, "model_not_found", message, param="model")
+
+
 def _refusal(info: ModelInfo, call: Call) -> Problem | None:
-    """Why the model's template cannot take the call: better said than ignored."""
+    """Why the call is for another model, or one that this model's template cannot take: better said than ignored."""
+    if unknown := unknown_model(info, call.model):
+        return unknown
     if call.asks_question and not info.answers_questions:
         message = f"'{info.name}' ({info.task}) has no prompt template for questions; use POST /generate"
     elif call.prompt.context is not None and not info.takes_context:

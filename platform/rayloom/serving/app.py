@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from rayloom.config import ServingConfig, validate
-from rayloom.serving.answering import answer
+from rayloom.serving.access import Access, LiveKeys
+from rayloom.serving.answering import answer, answer_in_parts, tokens_of
 from rayloom.serving.backend import ReplicaBackend
-from rayloom.serving.calls import Call, ModelInfo, Outcome, ServedModel
-from rayloom.serving.routes import Limits, create_app
+from rayloom.serving.calls import Call, Event, ModelInfo, Outcome, Problem, ServedModel, TextCall, Tokens
+from rayloom.serving.exposure import check_exposure
+from rayloom.serving.limits import Limits
+from rayloom.serving.routes import create_app
+
+_UNBOUNDED = 100_000
 
 ModelFactory: TypeAlias = Callable[[ServingConfig], ServedModel]
 
@@ -69,6 +76,16 @@ class ModelReplica:
         """The outcome of a call. Serve cancels it when nobody waits any longer, and that frees its place."""
         return await answer(self._model, call)
 
+    async def stream(self, call: Call) -> AsyncGenerator[Event]:
+        """As `complete`, part by part."""
+        async with aclosing(answer_in_parts(self._model, call)) as events:
+            async for event in events:
+                yield event
+
+    async def tokens(self, call: TextCall) -> Tokens | Problem:
+        """Encode or decode."""
+        return tokens_of(self._model, call)
+
     def describe(self) -> ModelInfo:
         """What is served."""
         return self._model.info
@@ -94,15 +111,33 @@ class HttpIngress:
             request_timeout_s=config.request_timeout_s,
             max_prompt_chars=config.max_prompt_chars,
             max_sequences=config.max_sequences,
+            max_prompts=config.max_prompts,
+            max_in_flight=_most_in_flight(config),
+            max_body_bytes=config.max_body_bytes,
         )
-        return create_app(backend, limits)
+        return create_app(backend, limits, access=_access(config), cors_origins=config.cors_origins)
+
+
+def _access(config: ServingConfig) -> Access | None:
+    """The door. Where it is known that others than this machine can reach it, it may not stand open by oversight."""
+    if config.keys_file is not None:
+        return Access(LiveKeys(config.keys_file))
+    check_exposure(config, _address())
+    return None
+
+
+def _address() -> str | None:
+    """Where Serve's proxies listen, if they do. Ray tells in no public way."""
+    client = _get_global_client()
+    host: str | None = client.http_config.host if client else None
+    return host
 
 
 def _model_options(config: ServingConfig) -> dict[str, Any]:
     return {
         "ray_actor_options": {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
         "autoscaling_config": config.autoscaling.model_dump(exclude_none=True),
-        "max_ongoing_requests": _calls_per_replica(config),
+        "max_ongoing_requests": _held_by_replica(config),
         "max_queued_requests": config.max_queued_requests,
         # Often, so that a lost replica is noticed, and replaced, soon.
         "health_check_period_s": 2.0,
@@ -112,13 +147,32 @@ def _model_options(config: ServingConfig) -> dict[str, Any]:
 
 
 def _ingress_options(config: ServingConfig) -> dict[str, Any]:
-    # The model's queue is the one that refuses; the ingress must never be the narrower one.
-    waiting = config.max_queued_requests if config.max_queued_requests >= 0 else 100_000
+    # Calls are refused in the ingress, with a reason; so it takes in more requests than calls may be in flight.
+    most = _most_in_flight(config)
     return {
         "ray_actor_options": {"num_cpus": 0},
-        "max_ongoing_requests": waiting + config.autoscaling.max_replicas * _calls_per_replica(config) + 64,
+        "max_ongoing_requests": _UNBOUNDED if most is None else 2 * most + 64,
         "graceful_shutdown_timeout_s": config.request_timeout_s,
     }
+
+
+def _most_in_flight(config: ServingConfig) -> int | None:
+    """Calls that all replicas hold, and those that may wait for one."""
+    if config.max_queued_requests < 0:
+        return None
+    return config.max_queued_requests + config.autoscaling.max_replicas * _calls_per_replica(config)
+
+
+def _held_by_replica(config: ServingConfig) -> int:
+    """Calls that a replica takes in.
+
+    With keys it is all of them: owners take turns in the engine, while calls before it wait in the order of arrival, so
+    that a flood would be before everybody else.
+    """
+    if config.keys_file is None:
+        return _calls_per_replica(config)
+    most = _most_in_flight(config)
+    return _UNBOUNDED if most is None else most
 
 
 def _calls_per_replica(config: ServingConfig) -> int:

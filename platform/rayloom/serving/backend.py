@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from ray import serve
@@ -12,11 +12,12 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from rayloom.serving.calls import Call, Health, ModelInfo, Outcome, Problem
+from rayloom.serving.calls import Call, Event, Health, ModelInfo, Outcome, Problem, TextCall, Tokens
 
 logger = logging.getLogger(__name__)
 
 _DESCRIBE_TIMEOUT_S = 2.0
+_FAILURES = (BackPressureError, DeploymentUnavailableError, RayTaskError, RayActorError)
 
 
 class ReplicaBackend:
@@ -30,6 +31,7 @@ class ReplicaBackend:
 
     def __init__(self, handle: DeploymentHandle[Any], *, app_name: str, may_be_idle: bool) -> None:
         self._handle, self._app_name, self._may_be_idle = handle, app_name, may_be_idle
+        self._streams = handle.options(stream=True)
         self._info: ModelInfo | None = None
 
     async def complete(self, call: Call) -> Outcome:
@@ -40,17 +42,41 @@ class ReplicaBackend:
         except asyncio.CancelledError:
             response.cancel()
             raise
-        except BackPressureError as error:
-            message = "too many calls are waiting; try again later"
-            return Problem(503, "overloaded", message, retry_after_s=math.ceil(error.retry_after_s or 1))
-        except DeploymentUnavailableError:
-            return Problem(503, "not_ready", "the model could not be opened; the server's log has the details")
-        except RayTaskError as error:
-            logger.exception("a replica failed")
-            return Problem(500, "internal", f"the replica failed with {type(error.cause).__name__}")
-        except RayActorError:
-            return Problem(503, "not_ready", "the replica was lost; try again", retry_after_s=1)
+        except _FAILURES as error:
+            return _problem(error)
         return outcome
+
+    async def stream(self, call: Call) -> AsyncGenerator[Event]:
+        """See `Backend`."""
+        response: Any = self._streams.stream.remote(call)
+        is_done = False
+        try:
+            async for event in response:
+                yield event
+            is_done = True
+        except _FAILURES as error:
+            is_done = True
+            yield _problem(error)
+        finally:
+            if not is_done:
+                response.cancel()
+
+    async def tokens(self, call: TextCall) -> Tokens | Problem:
+        """See `Backend`."""
+        try:
+            found: Tokens | Problem = await self._handle.tokens.remote(call)
+        except _FAILURES as error:
+            return _problem(error)
+        return found
+
+    async def model(self) -> ModelInfo | Problem:
+        """See `Backend`."""
+        if self._info is None:
+            try:
+                self._info = await self._handle.describe.remote()
+            except _FAILURES as error:
+                return _problem(error)
+        return self._info
 
     async def health(self) -> Health:
         """See `Backend`. The controller is asked, for replicas may be busy for long."""
@@ -78,3 +104,16 @@ class ReplicaBackend:
             except TimeoutError:
                 response.cancel()
         return self._info
+
+
+def _problem(error: Exception) -> Problem:
+    """What a caller is told of a failure of Ray's."""
+    if isinstance(error, BackPressureError):
+        return Problem(429, "overloaded", "too many calls are waiting; try again later")
+    if isinstance(error, DeploymentUnavailableError):
+        return Problem(503, "not_ready", "the model could not be opened; the server's log has the details")
+    if isinstance(error, RayActorError):
+        return Problem(503, "not_ready", "the replica was lost; try again", retry_after_s=1)
+    logger.error("a replica failed", exc_info=error)
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return Problem(500, "internal", f"the replica failed with {type(cause).__name__}")

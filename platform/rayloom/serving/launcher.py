@@ -26,11 +26,14 @@ from rayloom.artifacts import open_artifact
 from rayloom.config import ModelConfig, ServingConfig
 from rayloom.errors import RayloomError, ServiceError
 from rayloom.models import resolve_source
+from rayloom.serving.access import LiveKeys
 from rayloom.serving.app import ModelFactory, application
+from rayloom.serving.exposure import check_exposure, is_loopback
 
 _APP_NAME = "rayloom"
+_KEY_VARIABLE = "RAYLOOM_API_KEY"
+_KEY_HINT = f"    export {_KEY_VARIABLE}=…  # a key of: rayloom keys create NAME\n"
 _OBJECT_STORE_BYTES = 128 * 1024**2
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve_artifact(
@@ -40,22 +43,25 @@ def serve_artifact(
 
     Args:
         config: What to serve, and how.
-        host: Address to listen on. Anything but loopback opens an unprotected service to the network.
+        host: Address to listen on. Anything but loopback asks for API keys, or for ``allow_anonymous``.
         port: Port to listen on; 0 for a free one.
         say: Gets one text at a time for the user.
 
     Raises:
-        UserError: The artifact or model cannot be opened.
+        UserError: The artifact, model or keys cannot be opened, or there are no keys and should be.
         ServiceError: The port is taken, or a replica failed.
     """
-    if host not in _LOOPBACK:
-        say(f"Warning: listening on {host} lets anyone who reaches it use the model: there is no login.")
+    config = _checked_door(config, host)
+    if config.keys_file is None and not is_loopback(host):
+        say(f"Warning: listening on {host} lets anyone who reaches it use the model: there are no API keys.")
     say(f"Opening {config.artifact} …")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with serving(config, host=host, port=port) as url:
         # As Ctrl-C, for those who cannot press it (systemd, containers). Ray has its own idea of it, hence here.
         signal.signal(signal.SIGTERM, _interrupt)
-        say(greeting(url, answers=_served_task(url) != "language-modeling"))
+        model = _served_model(url)
+        answers, asks_key = model.get("task") != "language-modeling", config.keys_file is not None
+        say(greeting(url, name=str(model.get("name")), answers=answers, asks_key=asks_key))
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 time.sleep(1.0)
@@ -80,10 +86,11 @@ def serving(
         The URL, without a slash at its end.
 
     Raises:
+        ConfigError: There are no API keys and should be, or their file is wrong.
         ArtifactError: The artifact is damaged.
         ServiceError: The port is taken, Serve runs already on this Ray, or the model cannot be opened.
     """
-    port = _checked_port(host, port)
+    config, port = _checked_door(config, host), _checked_port(host, port)
     config = _checked_artifact(config) if open_model is None else config
     with contextlib.ExitStack() as stack:
         if ray.is_initialized():
@@ -96,19 +103,30 @@ def serving(
         yield f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 
 
-def greeting(url: str, *, answers: bool) -> str:
-    """What the user sees once the model takes calls: where it is, and how to ask it.
+def greeting(url: str, *, name: str, answers: bool, asks_key: bool = False) -> str:
+    """What the user sees once the model takes calls: where it is, and how to ask it from a shell and from Python.
 
     Args:
         url: Of the service.
+        name: Of the model.
         answers: Whether the model answers questions; else it continues text.
+        asks_key: Whether an API key is needed.
     """
     path, field = ("/answer", "question") if answers else ("/generate", "prompt")
-    body = json.dumps({field: "What is a kestrel?" if answers else "Once upon a time", "max_new_tokens": 32})
+    prompt = "What is a kestrel?" if answers else "Once upon a time"
+    body = json.dumps({field: prompt, "max_new_tokens": 32})
+    header = f' -H "Authorization: Bearer ${_KEY_VARIABLE}"' if asks_key else ""
+    argument = f', api_key=os.environ["{_KEY_VARIABLE}"]' if asks_key else ""
     return (
-        f"Serving on {url} (Ctrl-C stops it)\n"
+        f"Serving {name} on {url} (Ctrl-C stops it)\n"
         f"  documentation  {url}/docs\n"
-        f"  try            curl -s {url}{path} -H 'Content-Type: application/json' -d '{body}'"
+        f"  OpenAI API     {url}/v1 (model: {name})\n"
+        f"  shell\n{_KEY_HINT if asks_key else ''}"
+        f"    curl -s {url}{path}{header} -H 'Content-Type: application/json' -d '{body}'\n"
+        f"  Python\n"
+        f"{'    import os' + chr(10) if asks_key else ''}"
+        f"    from rayloom import TextGenerator\n"
+        f"    print(TextGenerator(endpoint={url!r}{argument}).generate({prompt!r}, max_new_tokens=32))"
     )
 
 
@@ -116,10 +134,10 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _served_task(url: str) -> str | None:
+def _served_model(url: str) -> dict[str, str]:
     health = httpx.get(f"{url}/health", timeout=30.0).json()
-    task: str | None = health.get("model", {}).get("task")
-    return task
+    model: dict[str, str] = health.get("model", {})
+    return model
 
 
 @contextlib.contextmanager
@@ -162,6 +180,16 @@ def replica_error(message: str) -> RayloomError:
         return kind(found[2].strip())
     last = message.strip().splitlines()[-1]
     return ServiceError(f"the model could not be opened: {last}")
+
+
+def _checked_door(config: ServingConfig, host: str) -> ServingConfig:
+    """The keys are there and can be read, or may be missing; their path made absolute, for it is read elsewhere."""
+    check_exposure(config, host)
+    if config.keys_file is None:
+        return config
+    path = Path(config.keys_file).expanduser().absolute()
+    LiveKeys(path)
+    return config.model_copy(update={"keys_file": str(path)})
 
 
 def _checked_port(host: str, port: int) -> int:

@@ -1,72 +1,114 @@
-"""The HTTP face: routes, limits, and every error as JSON. Knows a `Backend`, and no Ray."""
+"""The HTTP face: our own routes, OpenAI's, and every error as JSON. Knows a `Backend`, and no Ray."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, RedirectResponse
-from starlette.exceptions import HTTPException
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from pydantic import BaseModel
 
-from rayloom.config import GenerationConfig
-from rayloom.serving.calls import Backend, Outcome, Problem, ProblemType
-from rayloom.serving.schemas import (
-    AnswerRequest,
+from rayloom.serving.access import Access, Guard, describe_security
+from rayloom.serving.bodies import BodyLimit
+from rayloom.serving.calls import Backend, Completion, Problem
+from rayloom.serving.events import OwnEvents
+from rayloom.serving.failures import add_error_handlers, failure
+from rayloom.serving.front import TIMEOUT_HEADER, EventStream, Front
+from rayloom.serving.limits import Limits
+from rayloom.serving.openai.requests import ChatRequest, CompletionRequest
+from rayloom.serving.openai.routes import add_routes
+from rayloom.serving.responses import (
     AnswerResponse,
+    DetokenizeResponse,
     ErrorResponse,
-    GenerateRequest,
     GenerateResponse,
-    GenerationParameters,
     HealthResponse,
-    describe_invalid,
+    ReadyResponse,
+    TokenizeResponse,
 )
+from rayloom.serving.schemas import AnswerRequest, DetokenizeRequest, GenerateRequest, TokenizeRequest
+from rayloom.serving.sse import written
 
-logger = logging.getLogger(__name__)
+__all__ = ["Limits", "create_app"]
 
-_BODIES: dict[str, type[GenerationParameters]] = {"/generate": GenerateRequest, "/answer": AnswerRequest}
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorResponse, "description": "A parameter or prompt that the model cannot honour"},
-    413: {"model": ErrorResponse, "description": "The prompt is too long"},
-    422: {"model": ErrorResponse, "description": "A field is unknown, missing or out of range"},
-    503: {"model": ErrorResponse, "description": "Not ready, or too many calls are waiting"},
-    504: {"model": ErrorResponse, "description": "No answer in time"},
+_BODIES: dict[str, type[BaseModel]] = {
+    "/generate": GenerateRequest,
+    "/answer": AnswerRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
 }
+_STATUSES = {
+    400: "A parameter or prompt that the model cannot honour",
+    401: "No good API key (where keys are asked for)",
+    403: "The API key lacks a scope",
+    404: "No such model",
+    413: "The prompt, or the body, is too long",
+    422: "A field is unknown, missing or out of range",
+    429: "Too many calls are waiting, or the key has used up its minute",
+    500: "The server failed",
+    503: "Not ready",
+    504: "No answer in time",
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text} for status, text in _STATUSES.items()
+}
+_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a caller may ask for.
-
-    Attributes:
-        request_timeout_s: Seconds until an unanswered call ends with 504.
-        max_prompt_chars: Longest prompt, question or context, in characters.
-        max_sequences: Most beams, and most texts per prompt.
-    """
-
-    request_timeout_s: float
-    max_prompt_chars: int
-    max_sequences: int
-
-
-def create_app(backend: Backend, limits: Limits, *, title: str = "Rayloom") -> FastAPI:
-    """The application: ``/generate``, ``/answer``, ``/health``, and ``/docs``.
+def create_app(
+    backend: Backend,
+    limits: Limits,
+    *,
+    access: Access | None = None,
+    cors_origins: Sequence[str] = (),
+    title: str = "Rayloom",
+) -> FastAPI:
+    """The application: ``/v1/…``, ``/generate``, ``/answer``, ``/tokenize``, ``/health`` and the like, and ``/docs``.
 
     Args:
         backend: What writes the texts.
         limits: What a caller may ask for.
+        access: Asks every caller for a key; anyone may come in where not given.
+        cors_origins: Web sites whose pages may call from a browser; ``*`` for all.
         title: Heading of the documentation page.
     """
     app = FastAPI(title=title, summary="Text generation with a fine-tuned model.", version="1")
-    _add_error_handlers(app)
+    app.add_middleware(BodyLimit, most=limits.max_body_bytes)
+    if access is not None:
+        app.add_middleware(Guard, access=access)
+        describe_security(app)
+    if cors_origins:
+        _allow_origins(app, cors_origins)  # outermost: browsers ask beforehand, without a key
+    add_error_handlers(app, _BODIES)
+    front = Front(backend, limits, access.rates if access else None)
 
     @app.get("/", include_in_schema=False)
     async def index() -> RedirectResponse:
         return RedirectResponse("docs")
+
+    _add_states(app, backend)
+    add_routes(app, front)
+    _add_writing(app, front)
+    _add_tokens(app, front)
+    return app
+
+
+def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", TIMEOUT_HEADER],
+        expose_headers=["Retry-After"],
+    )
+
+
+def _add_states(app: FastAPI, backend: Backend) -> None:
+    unready = Problem(503, "not_ready", "no replica takes calls yet", retry_after_s=5)
 
     @app.get(
         "/health",
@@ -74,79 +116,56 @@ def create_app(backend: Backend, limits: Limits, *, title: str = "Rayloom") -> F
         response_model_exclude_none=True,
         responses={503: _ERRORS[503]},
     )
-    async def health() -> HealthResponse | JSONResponse:
-        """Whether the model takes calls."""
+    async def health(request: Request) -> HealthResponse | JSONResponse:
+        """Whether the model takes calls, and what is served."""
         state = await backend.health()
-        if state.status == "not_ready":
-            return _failure(Problem(503, "not_ready", "no replica takes calls yet", retry_after_s=5))
-        return HealthResponse.of(state)
+        return failure(request, unready) if state.status == "not_ready" else HealthResponse.of(state)
 
-    @app.post("/generate", response_model=GenerateResponse, response_model_exclude_none=True, responses=_ERRORS)
-    async def generate(body: GenerateRequest) -> GenerateResponse | JSONResponse:
+    @app.get("/ready", response_model=ReadyResponse, responses={503: _ERRORS[503]})
+    async def ready(request: Request) -> ReadyResponse | JSONResponse:
+        """Whether to send calls here. A service that is scaled to zero is ready: a call wakes it."""
+        state = await backend.health()
+        return failure(request, unready) if state.status == "not_ready" else ReadyResponse()
+
+
+def _add_writing(app: FastAPI, front: Front) -> None:
+    async def answered(request: Request, body: GenerateRequest | AnswerRequest) -> Completion | Response:
+        call = body.call()
+        if body.stream:
+            lists = await front.stream(request, [call])
+            if isinstance(lists, Problem):
+                return failure(request, lists)
+            return EventStream(written(lists, OwnEvents()), lists)
+        done = await front.complete(request, [call])
+        return failure(request, done) if isinstance(done, Problem) else done[0]
+
+    ok: dict[int | str, dict[str, Any]] = {200: {"content": _STREAM}}
+
+    @app.post("/generate", response_model=GenerateResponse, response_model_exclude_none=True, responses=ok | _ERRORS)
+    async def generate(request: Request, body: GenerateRequest) -> GenerateResponse | Response:
         """Write text for a prompt. The prompt fills the template that the model was trained with."""
-        outcome = await _outcome(backend, body, limits)
-        return _failure(outcome) if isinstance(outcome, Problem) else GenerateResponse.of(outcome)
+        done = await answered(request, body)
+        return done if isinstance(done, Response) else GenerateResponse.of(done, details=body.details)
 
-    @app.post("/answer", response_model=AnswerResponse, response_model_exclude_none=True, responses=_ERRORS)
-    async def answer(body: AnswerRequest) -> AnswerResponse | JSONResponse:
+    @app.post("/answer", response_model=AnswerResponse, response_model_exclude_none=True, responses=ok | _ERRORS)
+    async def answer(request: Request, body: AnswerRequest) -> AnswerResponse | Response:
         """Answer a question, from a context if there is one."""
-        outcome = await _outcome(backend, body, limits)
-        return _failure(outcome) if isinstance(outcome, Problem) else AnswerResponse.of(outcome)
-
-    return app
+        done = await answered(request, body)
+        return done if isinstance(done, Response) else AnswerResponse.of(done, details=body.details)
 
 
-async def _outcome(backend: Backend, body: GenerateRequest | AnswerRequest, limits: Limits) -> Outcome:
-    call = body.call()
-    refusal = _refusal(body, [call.prompt.text, call.prompt.context or ""], limits)
-    if refusal:
-        return refusal
-    try:
-        async with asyncio.timeout(limits.request_timeout_s):
-            return await backend.complete(call)
-    except TimeoutError:
-        return Problem(504, "timeout", f"no answer within {limits.request_timeout_s:g} s; ask for fewer tokens")
+def _add_tokens(app: FastAPI, front: Front) -> None:
+    @app.post("/tokenize", response_model=TokenizeResponse, responses=_ERRORS)
+    async def tokenize(request: Request, body: TokenizeRequest) -> TokenizeResponse | JSONResponse:
+        """Tokens of a prompt, as the model sees it."""
+        found = await front.tokens(request, body.call())
+        if isinstance(found, Problem):
+            return failure(request, found)
+        ids = list(found.token_ids)
+        return TokenizeResponse(tokens=ids, count=len(ids), max_model_len=found.max_positions)
 
-
-def _refusal(parameters: GenerationConfig, texts: Sequence[str], limits: Limits) -> Problem | None:
-    longest = max(len(text) for text in texts)
-    if longest > limits.max_prompt_chars:
-        message = f"{longest} characters are too many; this server takes {limits.max_prompt_chars} per text"
-        return Problem(413, "prompt_too_long", message)
-    for name in ("num_beams", "num_return_sequences"):
-        wanted = getattr(parameters, name)
-        if wanted > limits.max_sequences:
-            message = f"{name} {wanted} is too many; this server takes {limits.max_sequences}"
-            return Problem(400, "invalid_request", message)
-    return None
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        body = _BODIES.get(request.scope["path"].removeprefix(request.scope.get("root_path", "")))
-        # A misspelt field is also a missing one: say the first.
-        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        message = describe_invalid(first, list(body.model_fields) if body else [])
-        return _failure(Problem(400 if first["type"] == "json_invalid" else 422, "invalid_request", message))
-
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        kinds: dict[int, tuple[ProblemType, str]] = {
-            404: ("not_found", f"no such path; this server has {', '.join(_BODIES)}, /health and /docs"),
-            405: ("method_not_allowed", f"{request.method} is not possible here; see /docs"),
-        }
-        kind, message = kinds.get(error.status_code, ("invalid_request", str(error.detail)))
-        return _failure(Problem(error.status_code, kind, message), headers=dict(error.headers or {}))
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        logger.error("request failed", exc_info=error)
-        return _failure(Problem(500, "internal", "the server failed; its log has the details"))
-
-
-def _failure(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
-    headers = dict(headers or {})
-    if problem.retry_after_s is not None:
-        headers["Retry-After"] = str(problem.retry_after_s)
-    return JSONResponse(ErrorResponse.of(problem).model_dump(), status_code=problem.status, headers=headers)
+    @app.post("/detokenize", response_model=DetokenizeResponse, responses=_ERRORS)
+    async def detokenize(request: Request, body: DetokenizeRequest) -> DetokenizeResponse | JSONResponse:
+        """Text of tokens."""
+        found = await front.tokens(request, body.call())
+        return failure(request, found) if isinstance(found, Problem) else DetokenizeResponse(prompt=found.text)

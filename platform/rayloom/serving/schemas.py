@@ -1,4 +1,4 @@
-"""Bodies of HTTP requests and responses. Generation parameters are `GenerationConfig`'s own."""
+"""Bodies of HTTP requests. Generation parameters are `GenerationConfig`'s own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rayloom.config import GenerationConfig, nearest
-from rayloom.serving.calls import Call, Completion, Health, Problem, ProblemType, Prompt
+from rayloom.config import GenerationConfig
+from rayloom.serving.calls import Call, Prompt, TextCall
 
 
 def _show_as_request(schema: dict[str, Any]) -> None:
@@ -46,20 +46,49 @@ class GenerationParameters(GenerationConfig):
         return self.model_dump(mode="json", exclude_unset=True, include=set(GenerationConfig.model_fields))
 
 
-class GenerateRequest(GenerationParameters):
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class OwnRequest(GenerationParameters):
+    """What bodies of `/generate` and `/answer` have in common."""
+
+    stream: bool = False
+    """Send the answer as it is written, as server-sent events."""
+    details: bool = False
+    """Also return each answer's token ids, score and finish reason."""
+
+
+class GenerateRequest(OwnRequest):
     """A prompt and generation parameters."""
 
-    prompt: str = Field(min_length=1, examples=["Hello, what's your name?"])
+    prompt: str = Field("", examples=["Hello, what's your name?"])
     """Input of the model's own prompt template: the text to continue, question, document or instruction."""
     context: str | None = None
     """What the prompt is about, for models whose template has a place for it."""
+    messages: list[Message] | None = Field(None, min_length=1)
+    """A conversation instead of a prompt, for models with a chat template."""
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Self:
+        if self.messages is None and not self.prompt:
+            raise ValueError("'prompt' is required" if "prompt" not in self.model_fields_set else "prompt is empty")
+        if self.messages is not None and (self.prompt or self.context is not None):
+            raise ValueError("give a prompt or messages, not both")
+        return self
 
     def call(self) -> Call:
         """What the replica gets."""
-        return Call(Prompt(self.prompt, self.context), self.parameters)
+        messages = None if self.messages is None else tuple(each.model_dump() for each in self.messages)
+        return Call(Prompt(self.prompt, self.context, messages), self.parameters)
 
 
-class AnswerRequest(GenerationParameters):
+class AnswerRequest(OwnRequest):
     """A question, and the context to answer it from."""
 
     question: str = Field(min_length=1, examples=["What is the capital of France?"])
@@ -72,133 +101,43 @@ class AnswerRequest(GenerationParameters):
         return Call(Prompt(self.question, self.context), self.parameters, asks_question=True)
 
 
-class Usage(BaseModel):
-    """Tokens of one call."""
+class TokenizeRequest(BaseModel):
+    """A text or a conversation."""
 
-    prompt_tokens: int
-    completion_tokens: int
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
+    model: str | None = None
+    """Name of the model; whichever is served where not given."""
+    prompt: str | None = None
+    """A text, as `/v1/completions` takes it."""
+    messages: list[Message] | None = Field(None, min_length=1)
+    """A conversation, as `/v1/chat/completions` takes it."""
+    add_special_tokens: bool = True
+    """Whether a text gets the tokenizer's special tokens; a conversation always has its template's."""
 
-class GenerateResponse(BaseModel):
-    """What the model wrote."""
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give a prompt or messages")
+        return self
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    text: str
-    """The (best) text."""
-    texts: list[str] | None = None
-    """All texts, the best first, where more than one was asked for."""
-    finish_reason: Literal["stop", "length", "time"]
-    """Why the text ended: of itself, at the token limit, or at max_time."""
-    logprobs: list[list[dict[str, Any]]] | None = None
-    """Per text its tokens' log-probabilities, if asked for."""
-    usage: Usage
-    model: str
-
-    @classmethod
-    def of(cls, completion: Completion) -> GenerateResponse:
-        """The response to a completion."""
-        return cls(text=completion.texts[0], texts=_several(completion), **_common(completion))
+    def call(self) -> TextCall:
+        """What the replica gets."""
+        messages = None if self.messages is None else tuple(each.model_dump() for each in self.messages)
+        prompt = Prompt(self.prompt or "", messages=messages, raw=messages is None)
+        return TextCall(prompt, adds_special_tokens=self.add_special_tokens, model=self.model)
 
 
-class AnswerResponse(BaseModel):
-    """The model's answer."""
+class DetokenizeRequest(BaseModel):
+    """Tokens."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    answer: str
-    """The (best) answer."""
-    answers: list[str] | None = None
-    """All answers, the best first, where more than one was asked for."""
-    finish_reason: Literal["stop", "length", "time"]
-    """Why the answer ended: of itself, at the token limit, or at max_time."""
-    logprobs: list[list[dict[str, Any]]] | None = None
-    """Per answer its tokens' log-probabilities, if asked for."""
-    usage: Usage
-    model: str
+    model: str | None = None
+    """Name of the model; whichever is served where not given."""
+    tokens: list[int]
+    """Token ids."""
 
-    @classmethod
-    def of(cls, completion: Completion) -> AnswerResponse:
-        """The response to a completion."""
-        return cls(answer=completion.texts[0], answers=_several(completion), **_common(completion))
-
-
-def _several(completion: Completion) -> list[str] | None:
-    return list(completion.texts) if len(completion.texts) > 1 else None
-
-
-def _common(completion: Completion) -> dict[str, Any]:
-    return {
-        "finish_reason": completion.finish_reason,
-        "logprobs": list(completion.logprobs) if completion.logprobs is not None else None,
-        "usage": Usage(prompt_tokens=completion.prompt_tokens, completion_tokens=completion.completion_tokens),
-        "model": completion.model,
-    }
-
-
-class ServedModelBody(BaseModel):
-    """What is served."""
-
-    name: str
-    family: str
-    task: str
-
-
-class HealthResponse(BaseModel):
-    """State of the service."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    status: Literal["ok", "idle"]
-    """``idle``: scaled to zero; the next call wakes a replica."""
-    num_replicas: int
-    """Replicas that take calls."""
-    model: ServedModelBody | None = None
-    """What is served, once a replica has told."""
-
-    @classmethod
-    def of(cls, health: Health) -> HealthResponse:
-        """The response for a state that is not ``not_ready``."""
-        model = health.model and ServedModelBody(
-            name=health.model.name, family=health.model.family, task=health.model.task
-        )
-        return cls.model_validate({"status": health.status, "num_replicas": health.num_replicas, "model": model})
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong."""
-
-    type: ProblemType
-    message: str
-
-
-class ErrorResponse(BaseModel):
-    """Every answer with a status of 400 or above."""
-
-    error: ErrorDetail
-
-    @classmethod
-    def of(cls, problem: Problem) -> ErrorResponse:
-        """The response to a problem."""
-        return cls(error=ErrorDetail(type=problem.type, message=problem.message))
-
-
-def describe_invalid(error: dict[str, Any], known: list[str]) -> str:
-    """One sentence for the caller about a pydantic error in a request body.
-
-    Args:
-        error: One item of ``ValidationError.errors()``, its location starting with ``body``.
-        known: Names of the body's fields.
-    """
-    location = [str(part) for part in error["loc"][1:]]
-    if error["type"] == "extra_forbidden":
-        near = nearest(location[0], known)
-        return f"unknown field '{location[0]}'" + (f"; did you mean '{near}'?" if near else "")
-    if error["type"] == "json_invalid":
-        return f"the body is not valid JSON: {error.get('ctx', {}).get('error', 'cannot be read')}"
-    if error["type"] == "missing":
-        return f"'{location[0]}' is required" if location else "a JSON body is required"
-    if error["type"] == "model_attributes_type":
-        return "the body is to be a JSON object, sent with Content-Type: application/json"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{'.'.join(location)}: {message[0].lower()}{message[1:]}" if location else message
+    def call(self) -> TextCall:
+        """What the replica gets."""
+        return TextCall(token_ids=tuple(self.tokens), model=self.model)

@@ -2,12 +2,25 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
-from rayloom.serving.answering import answer
-from rayloom.serving.calls import Call, Completion, ModelInfo, Outcome, Problem, Prompt
+from rayloom.serving.answering import answer, answer_in_parts
+from rayloom.serving.calls import (
+    Call,
+    Completion,
+    Event,
+    ModelInfo,
+    Outcome,
+    Part,
+    Problem,
+    Prompt,
+    Started,
+    TextCall,
+    Tokens,
+)
 from tests.fakes_serving import PLAIN_MODEL, FakeModel
 
 
@@ -37,6 +50,28 @@ def test_parameters_that_contradict_each_other_are_the_callers_mistake() -> None
     assert outcome == Problem(400, "invalid_request", "num_beams 3 is not a multiple of num_beam_groups 2")
 
 
+def test_a_call_for_another_model_is_not_found() -> None:
+    model = FakeModel()
+    mine, other = outcomes_of(model, [Call(Prompt("a"), model="fake-qa"), Call(Prompt("a"), model="gpt-4")])
+    assert isinstance(mine, Completion)
+    assert other == Problem(
+        404, "model_not_found", "the model 'gpt-4' does not exist here; this server has 'fake-qa'", param="model"
+    )
+
+
+def test_streams_are_refused_and_fail_as_whole_answers_do() -> None:
+    async def events_of(each: Call) -> list[Event]:
+        return [event async for event in answer_in_parts(FakeModel(), each)]
+
+    for text, status in (("bad", 400), ("crash", 500)):
+        (problem,) = asyncio.run(events_of(call(text)))
+        assert isinstance(problem, Problem)
+        assert problem.status == status
+    started, *parts = asyncio.run(events_of(call("a b")))
+    assert isinstance(started, Started)
+    assert "".join(part.text for part in parts if isinstance(part, Part)) == "A B"
+
+
 def test_questions_need_a_template() -> None:
     model = FakeModel(PLAIN_MODEL)
     outcomes = outcomes_of(model, [Call(Prompt("why?"), asks_question=True), call("a")])
@@ -63,6 +98,12 @@ def test_cancelling_a_call_reaches_the_model() -> None:
     class Waiting:
         info = PLAIN_MODEL
         cancelled = False
+
+        def tokens(self, call: TextCall) -> Tokens:
+            raise NotImplementedError
+
+        def stream(self, call: Call) -> AsyncGenerator[Started | Part]:
+            raise NotImplementedError
 
         async def complete(self, call: Call) -> Completion:
             try:

@@ -32,7 +32,7 @@ def test_a_replica_holds_the_batch_it_runs_and_the_next_one() -> None:
     assert model.max_ongoing_requests == 100
 
 
-def test_the_models_queue_refuses_before_the_ingress_does() -> None:
+def test_calls_are_refused_before_requests_are() -> None:
     config = ServingConfig(artifact="x", max_queued_requests=10, autoscaling=AutoscalingConfig(max_replicas=3))
     ingress, model = deployments(config)
     assert ingress.max_ongoing_requests > 10 + 3 * model.max_ongoing_requests

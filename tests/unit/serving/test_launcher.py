@@ -61,6 +61,10 @@ def test_other_addresses_than_loopback_are_warned_of(taken_port: int) -> None:
 )
 def test_the_greeting_can_be_pasted(answers: bool, ask: str) -> None:
     path, start = ask.replace("'", '"').split()
-    text = greeting("http://127.0.0.1:8000", answers=answers)
+    text = greeting("http://127.0.0.1:8000", name="tiny", answers=answers)
     assert "http://127.0.0.1:8000/docs" in text
+    assert "http://127.0.0.1:8000/v1 (model: tiny)" in text
     assert f"curl -s http://127.0.0.1:8000{path} -H 'Content-Type: application/json' -d '{start}:" in text
+    python = "\n".join(line.strip() for line in text.partition("  Python\n")[2].splitlines())
+    compile(python, "greeting", "exec")
+    assert "TextGenerator(endpoint='http://127.0.0.1:8000')" in python

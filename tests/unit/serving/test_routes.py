@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,21 +11,29 @@ from fastapi.testclient import TestClient
 
 from rayloom.config import GenerationConfig
 from rayloom.serving.calls import Health, Problem
-from rayloom.serving.routes import Limits, create_app
+from rayloom.serving.limits import Limits
+from rayloom.serving.routes import create_app
 from tests.fakes_serving import PLAIN_MODEL, FakeBackend, FakeModel
 
 LIMITS = Limits(request_timeout_s=5.0, max_prompt_chars=50, max_sequences=4)
 
 
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def client(backend: FakeBackend) -> Iterator[TestClient]:
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[TestClient, FakeBackend]]:
+    backend = FakeBackend()
     with TestClient(create_app(backend, LIMITS), raise_server_exceptions=False) as client:
-        yield client
+        yield client, backend
+
+
+@pytest.fixture
+def backend(served: tuple[TestClient, FakeBackend]) -> FakeBackend:
+    vars(served[1]).update(vars(FakeBackend()))
+    return served[1]
+
+
+@pytest.fixture
+def client(served: tuple[TestClient, FakeBackend], backend: FakeBackend) -> TestClient:
+    return served[0]
 
 
 def error_of(response: httpx.Response) -> tuple[int, str, str]:
@@ -54,13 +63,15 @@ def test_answer_passes_the_context(client: TestClient) -> None:
 def test_several_texts_and_logprobs(client: TestClient) -> None:
     body = client.post("/generate", json={"prompt": "a b", "num_generations": 3, "logprobs": 0}).json()
     assert body["texts"] == ["A B"] * 3
-    assert body["logprobs"] == [[{"token": "A", "logprob": -0.5}, {"token": "B", "logprob": -0.5}]]
+    assert len(body["logprobs"]) == 3
+    told = [(each["token"], each["logprob"], each["top"][0]) for each in body["logprobs"][0]]
+    assert told == [("A", -0.5, [500, -0.25]), ("B", -1.0, [500, -0.25])]
 
 
 def test_the_replica_gets_exactly_what_the_request_names(client: TestClient, backend: FakeBackend) -> None:
     sent = {"num_beams": 2, "temperature": 0.7, "exponential_decay_length_penalty": [3, 1.5], "seed": None}
     client.post("/generate", json={"prompt": "hi", **sent})
-    assert backend.model.calls[-1].parameters == {
+    assert backend.model_.calls[-1].parameters == {
         "num_beams": 2,
         "temperature": 0.7,
         "exponential_decay_length_penalty": [3, 1.5],
@@ -78,7 +89,9 @@ def test_the_replica_gets_exactly_what_the_request_names(client: TestClient, bac
         ),
         ("/generate", {"prompt": "x", "zzzz": 1}, 422, "unknown field 'zzzz'"),
         ("/generate", {}, 422, "'prompt' is required"),
-        ("/generate", {"prompt": ""}, 422, "prompt: string should have at least 1 character"),
+        ("/generate", {"prompt": ""}, 422, "prompt is empty"),
+        ("/generate", {"prompt": "x", "messages": [{"role": "user", "content": "y"}]}, 422, "not both"),
+        ("/generate", {"messages": [{"role": "robot", "content": "y"}]}, 422, "messages.0.role"),
         ("/generate", {"prompt": 7}, 422, "prompt: input should be a valid string"),
         ("/generate", {"prompt": "x", "top_p": 1.5}, 422, "top_p: input should be less than or equal to 1"),
         ("/answer", {"prompt": "x", "question": "y"}, 422, "unknown field 'prompt'"),
@@ -165,9 +178,9 @@ def test_a_timeout_is_504_and_drops_the_call() -> None:
 
 
 def test_overload_says_when_to_come_back(client: TestClient, backend: FakeBackend) -> None:
-    backend.outcome = Problem(503, "overloaded", "too many", retry_after_s=2)
+    backend.outcome = Problem(429, "overloaded", "too many", retry_after_s=2)
     response = client.post("/generate", json={"prompt": "x"})
-    assert error_of(response) == (503, "overloaded", "too many")
+    assert error_of(response) == (429, "overloaded", "too many")
     assert response.headers["retry-after"] == "2"
 
 
@@ -197,14 +210,20 @@ def test_health(client: TestClient, backend: FakeBackend) -> None:
 
 def test_openapi_derives_every_parameter_from_the_config(client: TestClient) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
-    for name, own in (("GenerateRequest", ["prompt", "context"]), ("AnswerRequest", ["question", "context"])):
+    for name, own in (
+        ("GenerateRequest", ["prompt", "context", "messages", "stream", "details"]),
+        ("AnswerRequest", ["question", "context", "stream", "details"]),
+        ("CompletionRequest", ["prompt", "max_tokens", "echo", "best_of", "suffix", "stream", "n"]),
+        ("ChatRequest", ["messages", "max_completion_tokens", "response_format", "stream", "n"]),
+    ):
         properties = schemas[name]["properties"]
-        assert list(properties) == own + list(GenerationConfig.model_fields)
-        assert schemas[name]["required"] == own[:1]
+        assert list(properties)[-len(GenerationConfig.model_fields) :] == list(GenerationConfig.model_fields)
+        assert set(own) < set(properties)
         assert schemas[name]["additionalProperties"] is False
         for field, info in GenerationConfig.model_fields.items():
-            assert properties[field]["description"] == info.description
             assert "default" not in properties[field]
+            if field not in ("temperature", "logprobs"):  # OpenAI gives them other types
+                assert properties[field]["description"] == info.description
 
 
 def test_the_documentation_page(client: TestClient) -> None:
@@ -229,3 +248,121 @@ def test_calls_wait_side_by_side() -> None:
     responses, elapsed_s = asyncio.run(timed())
     assert [response.json()["text"] for response in responses] == [f"P{i}" for i in range(20)]
     assert elapsed_s < 2.0
+
+
+def sent_events(response: httpx.Response) -> list[Any]:
+    """Values of a stream; each event must be one line and an empty one."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = response.text.split("\n\n")
+    assert events.pop() == ""
+    assert all(event.startswith("data: ") and "\n" not in event for event in events)
+    return [event if event == "data: [DONE]" else json.loads(event.removeprefix("data: ")) for event in events]
+
+
+@pytest.mark.parametrize(("path", "field"), [("/generate", "prompt"), ("/answer", "question")])
+def test_streams_tell_what_is_answered_whole(client: TestClient, path: str, field: str) -> None:
+    body = {field: "one two three", "max_new_tokens": 2}
+    whole = client.post(path, json=body).json()
+    *pieces, last, done = sent_events(client.post(path, json=body | {"stream": True}))
+    assert "".join(piece["text"] for piece in pieces) == "ONE TWO"
+    assert last == {"finish_reason": "length", "usage": whole["usage"], "model": "fake-qa"}
+    assert done == "data: [DONE]"
+
+
+def test_a_stream_that_cannot_begin_has_a_status(client: TestClient, backend: FakeBackend) -> None:
+    assert error_of(client.post("/generate", json={"prompt": "bad", "stream": True}))[:2] == (400, "invalid_request")
+    assert error_of(client.post("/generate", json={"prompt": "crash", "stream": True}))[:2] == (500, "internal")
+    backend.error = RuntimeError("secret detail")
+    code, kind, message = error_of(client.post("/generate", json={"prompt": "x", "stream": True}))
+    assert (code, kind) == (500, "internal")
+    assert "secret" not in message
+
+
+def test_a_stream_that_breaks_says_so_and_ends(client: TestClient) -> None:
+    # The fake tells the first word and breaks in the same breath, so one list may hold both.
+    response = client.post("/generate", json={"prompt": "one break two", "stream": True})
+    if response.status_code == 200:
+        *_, last = sent_events(response)
+        assert last["error"]["type"] == "internal"
+    assert "secret" not in response.text
+
+
+def test_a_conversation_instead_of_a_prompt(client: TestClient, backend: FakeBackend) -> None:
+    body = client.post("/generate", json={"messages": [{"role": "user", "content": "hello you"}]}).json()
+    assert body["text"] == "HELLO YOU"
+    assert backend.model_.calls[-1].prompt.messages == ({"role": "user", "content": "hello you"},)
+
+
+def test_details_on_request(client: TestClient) -> None:
+    body = client.post("/generate", json={"prompt": "a b c", "max_new_tokens": 2, "details": True}).json()
+    assert body["details"] == {
+        "prompt_ids": [0, 1, 2],
+        "answers": [{"text": "A B", "token_ids": [0, 1], "finish_reason": "length"}],
+    }
+
+
+def test_tokens_and_back(client: TestClient) -> None:
+    assert client.post("/tokenize", json={"prompt": "a b"}).json() == {
+        "tokens": [0, 1, 2],
+        "count": 3,
+        "max_model_len": 64,
+    }
+    assert client.post("/tokenize", json={"prompt": "a b", "add_special_tokens": False}).json()["count"] == 2
+    assert client.post("/detokenize", json={"tokens": [4, 5]}).json() == {"prompt": "w4 w5"}
+    assert error_of(client.post("/detokenize", json={"tokens": [4], "model": "other"}))[:2] == (404, "model_not_found")
+    assert error_of(client.post("/tokenize", json={}))[:2] == (422, "invalid_request")
+    assert error_of(client.post("/tokenize", json={"prompt": "x" * 51}))[:2] == (413, "prompt_too_long")
+
+
+def test_ready(client: TestClient, backend: FakeBackend) -> None:
+    assert client.get("/ready").json() == {"status": "ready"}
+    backend.state = Health("idle", 0)
+    assert client.get("/ready").status_code == 200
+    backend.state = Health("not_ready", 0)
+    assert error_of(client.get("/ready"))[:2] == (503, "not_ready")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_may_ask_for_less_time(stream: bool) -> None:
+    backend = FakeBackend(delay_s=30.0)
+    body = {"prompt": "x", "stream": stream}
+    with TestClient(create_app(backend, LIMITS)) as client:
+        code, kind, message = error_of(client.post("/generate", json=body, headers={"X-Request-Timeout": "0.05"}))
+        assert (code, kind) == (504, "timeout")
+        assert "0.05 s" in message
+        for wrong in ("soon", "-1", "nan"):
+            refused = client.post("/generate", json=body, headers={"X-Request-Timeout": wrong})
+            assert error_of(refused)[:2] == (400, "invalid_request")
+    assert (backend.num_cancelled, backend.num_running) == (1, 0)
+
+
+def test_too_large_a_body_is_turned_away(client: TestClient, backend: FakeBackend) -> None:
+    with TestClient(create_app(backend, Limits(5.0, 50, 4, max_body_bytes=1000))) as client:
+        assert error_of(client.post("/generate", json={"prompt": "x" * 1000}))[:2] == (413, "prompt_too_long")
+
+        def in_pieces() -> Iterator[bytes]:
+            yield b'{"prompt": "'
+            yield b"x" * 1000
+            yield b'"}'
+
+        unannounced = client.post("/generate", content=in_pieces(), headers={"content-type": "application/json"})
+        assert error_of(unannounced)[:2] == (413, "prompt_too_long")
+        assert client.post("/generate", json={"prompt": "x"}).status_code == 200
+
+
+def test_one_call_too_many_is_told_when_to_come_back() -> None:
+    app = create_app(FakeBackend(delay_s=0.05), Limits(5.0, 50, 4, max_in_flight=3))
+
+    async def post_all() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            first = await asyncio.gather(*(http.post("/generate", json={"prompt": "x"}) for _ in range(9)))
+            return [*first, await http.post("/generate", json={"prompt": "x"})]
+
+    *responses, later = asyncio.run(post_all())
+    refused = [response for response in responses if response.status_code != 200]
+    assert len(refused) == 6
+    assert later.status_code == 200
+    for response in refused:
+        assert error_of(response)[:2] == (429, "overloaded")
+        assert int(response.headers["retry-after"]) >= 1

@@ -1,0 +1,63 @@
+"""The HTTP face over a real model in this process: uvicorn on loopback, no Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+
+from rayloom.serving.answering import answer, answer_in_parts, tokens_of
+from rayloom.serving.calls import Call, Event, Health, ModelInfo, Outcome, Problem, ServedModel, TextCall, Tokens
+from rayloom.serving.limits import Limits
+from rayloom.serving.routes import create_app
+
+LIMITS = Limits(request_timeout_s=60.0, max_prompt_chars=5000, max_sequences=8)
+
+
+@dataclass
+class LocalBackend:
+    """A model of this process as the routes' backend."""
+
+    served: ServedModel
+
+    async def complete(self, call: Call) -> Outcome:
+        return await answer(self.served, call)
+
+    def stream(self, call: Call) -> AsyncGenerator[Event]:
+        return answer_in_parts(self.served, call)
+
+    async def tokens(self, call: TextCall) -> Tokens | Problem:
+        return tokens_of(self.served, call)
+
+    async def model(self) -> ModelInfo | Problem:
+        return self.served.info
+
+    async def health(self) -> Health:
+        return Health("ok", 1, self.served.info)
+
+
+@contextlib.contextmanager
+def listening(served: ServedModel, limits: Limits = LIMITS) -> Iterator[str]:
+    """The URL of a server that runs while the context lasts."""
+    app = create_app(LocalBackend(served), limits)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+    started = threading.Event()
+    announce = server.startup
+
+    async def startup(sockets: object = None) -> None:
+        await announce(sockets)  # type: ignore[arg-type]
+        started.set()
+
+    server.startup = startup  # type: ignore[method-assign,assignment]
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert started.wait(30.0), "uvicorn did not start"
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30.0)
