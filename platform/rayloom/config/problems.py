@@ -19,6 +19,8 @@ from rayloom.errors import ConfigError
 Location = tuple[str | int, ...]
 Lines = dict[Location, int]
 """Line of each key, from 1; 0 for a key that ``--set`` has given."""
+_SURE = 0.8
+"""Likeness of keys that stand in another section than the one that was meant: both mistakes in one key are rare."""
 
 
 def config_error(kind: type[Section], error: ValidationError, path: Path | None, lines: Lines) -> ConfigError:
@@ -71,17 +73,23 @@ def _unknown_key(kind: type[Section], location: Location) -> str:
         for section, field in reversed(kind.model_fields.items())
         for name in _sub_fields(field.annotation)
     }
-    near = elsewhere.get(key) or nearest(key, known) or elsewhere.get(nearest(key, elsewhere) or "")
+    near = elsewhere.get(key) or nearest(key, known) or elsewhere.get(nearest(key, elsewhere, cutoff=_SURE) or "")
     return f"unknown key; did you mean '{near}'?" if near else f"unknown key; known here: {', '.join(known)}"
 
 
 _SHORT_FORMS = {"lr": "learning_rate", "epochs": "num_epochs", "wd": "weight_decay"}
 
 
-def nearest(key: str, known: Iterable[str]) -> str | None:
-    """The known key that a wrong one was likely meant to be."""
+def nearest(key: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known key that a wrong one was likely meant to be.
+
+    Args:
+        key: The wrong one.
+        known: Keys that there are.
+        cutoff: How alike the two must be, up to 1.
+    """
     key = key.lower().replace("-", "_")
-    matches = difflib.get_close_matches(_SHORT_FORMS.get(key, key), list(known), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(_SHORT_FORMS.get(key, key), list(known), n=1, cutoff=cutoff)
     return matches[0] if matches else None
 
 
