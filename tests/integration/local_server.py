@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from rayloom.serving.access import Access
 from rayloom.serving.answering import answer, answer_in_parts, tokens_of
 from rayloom.serving.calls import Call, Event, Health, ModelInfo, Outcome, Problem, ServedModel, TextCall, Tokens
 from rayloom.serving.limits import Limits
@@ -40,9 +41,9 @@ class LocalBackend:
 
 
 @contextlib.contextmanager
-def listening(served: ServedModel, limits: Limits = LIMITS) -> Iterator[str]:
+def listening(served: ServedModel, limits: Limits = LIMITS, access: Access | None = None) -> Iterator[str]:
     """The URL of a server that runs while the context lasts."""
-    app = create_app(LocalBackend(served), limits)
+    app = create_app(LocalBackend(served), limits, access=access)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
     started = threading.Event()
     announce = server.startup

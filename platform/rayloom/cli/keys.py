@@ -52,7 +52,8 @@ def create(
 @keys_app.command("list")
 def list_keys(keys: KeysPath = _DEFAULT) -> None:
     """Show all keys, and what they may do."""
-    table, now = Table("name", "state", "scopes", "requests / min", "tokens / min", "priority", "created"), _now()
+    table, now = Table("name", "state", "scopes", "requests / min", "tokens / min", "priority"), _now()
+    table.add_column("created", no_wrap=True)
     for key in _store(keys).all():
         table.add_row(
             escape(key.name),

@@ -110,7 +110,7 @@ class KeyStore:
     """
 
     def __init__(self, path: Path | str, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._path, self._clock = Path(path).expanduser().resolve(), clock
+        self.path, self._clock = Path(path).expanduser().resolve(), clock
 
     def all(self) -> tuple[ApiKey, ...]:
         """All keys, by age.
@@ -118,7 +118,7 @@ class KeyStore:
         Raises:
             ConfigError: There is no such file, or something in it is wrong.
         """
-        return read_keys(self._path)
+        return read_keys(self.path)
 
     def create(self, name: str, terms: Terms) -> str:
         """Add a key.
@@ -131,7 +131,7 @@ class KeyStore:
         """
         secret = _PREFIX + secrets.token_urlsafe(32)
         with self._locked():
-            keys = self.all() if self._path.exists() else ()
+            keys = self.all() if self.path.exists() else ()
             now = self._clock()
             if any(key.name == name and key.why_refused(now) is None for key in keys):
                 raise ConfigError(f"there is a key '{name}' already: revoke it first, or take another name")
@@ -151,7 +151,7 @@ class KeyStore:
             keys, now = self.all(), self._clock()
             if not any(key.name == name for key in keys):
                 names = ", ".join(dict.fromkeys(key.name for key in keys)) or "none"
-                raise ConfigError(f"there is no key '{name}'; there are: {names}", path=self._path)
+                raise ConfigError(f"there is no key '{name}'; there are: {names}", path=self.path)
             good = [key for key in keys if key.name == name and key.why_refused(now) is None]
             self._write([key.model_copy(update={"revoked": now}) if key in good else key for key in keys])
         return len(good)
@@ -159,22 +159,22 @@ class KeyStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._path.parent / f".{self._path.name}.lock", mode=0o600):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path.parent / f".{self.path.name}.lock", mode=0o600):
                 yield
         except OSError as error:
-            raise ConfigError(f"cannot be written: {error.strerror or error}", path=self._path) from None
+            raise ConfigError(f"cannot be written: {error.strerror or error}", path=self.path) from None
 
     def _write(self, keys: Sequence[ApiKey]) -> None:
         """A reader sees the old file or the new one, and nobody but the owner sees either."""
         text = _HEADER + dump_yaml(KeyFile(keys=tuple(keys)))
-        descriptor, staged = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}-")  # mode 0600
+        descriptor, staged = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}-")  # mode 0600
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(staged, self._path)
+            os.replace(staged, self.path)
         except BaseException:
             os.unlink(staged)
             raise

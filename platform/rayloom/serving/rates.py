@@ -64,7 +64,8 @@ class Rates:
 
     def refusal(self, key: ApiKey, num_calls: int) -> Problem | None:
         """Why a key has to wait with calls that belong together, and for how long."""
-        now_s, used = self._clock(), self._buckets(key)
+        now_s = self._clock()
+        used = self._buckets(key, now_s)
         waits = {
             f"{key.requests_per_minute} requests": used.requests.wait_s(num_calls, now_s) if used.requests else 0.0,
             f"{key.tokens_per_minute} tokens": used.tokens.wait_s(1, now_s) if used.tokens else 0.0,
@@ -78,17 +79,19 @@ class Rates:
 
     def charge_calls(self, key: ApiKey, num_calls: int) -> None:
         """Calls have been let in."""
-        if requests := self._buckets(key).requests:
-            requests.take(num_calls, self._clock())
+        now_s = self._clock()
+        if requests := self._buckets(key, now_s).requests:
+            requests.take(num_calls, now_s)
 
     def charge_tokens(self, key: ApiKey, num_tokens: int) -> None:
         """Tokens have been read or written."""
-        if tokens := self._buckets(key).tokens:
-            tokens.take(num_tokens, self._clock())
+        now_s = self._clock()
+        if tokens := self._buckets(key, now_s).tokens:
+            tokens.take(num_tokens, now_s)
 
-    def _buckets(self, key: ApiKey) -> _Buckets:
+    def _buckets(self, key: ApiKey, now_s: float) -> _Buckets:
         """By name, so that what has been used outlives a change of the key's limits."""
-        used, now_s = self._used.setdefault(key.name, _Buckets()), self._clock()
+        used = self._used.setdefault(key.name, _Buckets())
         used.requests = _allowing(used.requests, key.requests_per_minute, now_s)
         used.tokens = _allowing(used.tokens, key.tokens_per_minute, now_s)
         return used

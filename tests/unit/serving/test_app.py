@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rayloom.config import AutoscalingConfig, ServingConfig
+from rayloom.errors import ConfigError
+from rayloom.serving import app
 from rayloom.serving.app import application
+from rayloom.serving.keys import KeyStore, Terms
 
 
 def deployments(config: ServingConfig) -> tuple[Any, Any]:
@@ -39,3 +45,38 @@ def test_calls_are_refused_before_requests_are() -> None:
     assert ingress.ray_actor_options["num_cpus"] == 0
     unbounded, _ = deployments(config.model_copy(update={"max_queued_requests": -1}))
     assert unbounded.max_ongoing_requests > 10_000
+
+
+def test_with_keys_all_calls_wait_where_owners_take_turns() -> None:
+    config = ServingConfig(artifact="x", max_batch_size=4, max_queued_requests=100, keys_file="keys.yaml")
+    ingress, model = deployments(config)
+    assert model.max_ongoing_requests == 100 + 16
+    assert ingress.max_ongoing_requests > model.max_ongoing_requests
+    _, model = deployments(config.model_copy(update={"keys_file": None}))
+    assert model.max_ongoing_requests == 16
+
+
+def test_what_a_file_deploys_wants_keys_where_others_reach_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for address in ("127.0.0.1", None):
+        monkeypatch.setattr(app, "_address", lambda address=address: address)
+        assert app._access(ServingConfig(artifact="x")) is None
+    monkeypatch.setattr(app, "_address", lambda: "0.0.0.0")
+    with pytest.raises(ConfigError, match="listening on 0.0.0.0"):
+        app._access(ServingConfig(artifact="x"))
+    assert app._access(ServingConfig(artifact="x", allow_anonymous=True)) is None
+    keys_file = str(tmp_path / "keys.yaml")
+    KeyStore(keys_file).create("app", Terms())
+    assert app._access(ServingConfig(artifact="x", keys_file=keys_file)) is not None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"keys_file": "k", "allow_anonymous": True}, "leave one of them out"),
+        ({"cors_origins": ["example.org"]}, "https://example.org"),
+        ({"cors_origins": ["https://example.org/"]}, "without a path"),
+    ],
+)
+def test_the_door_in_the_config(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ServingConfig(artifact="x", **values)

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rayloom.config import ServingConfig
-from rayloom.errors import ArtifactError, ServiceError
-from rayloom.serving.launcher import greeting, replica_error, serve_artifact
+from rayloom.errors import ArtifactError, ConfigError, ServiceError
+from rayloom.serving.exposure import is_loopback
+from rayloom.serving.keys import KeyStore, Terms
+from rayloom.serving.launcher import greeting, replica_error, serve_artifact, serving
 
 TRACEBACK = """The deployment failed to start 3 times in a row. Error:
 ray::ServeReplica:rayloom:Model.initialize_and_get_metadata() (pid=1)
@@ -47,13 +51,54 @@ def test_a_taken_port_is_said_before_anything_starts(taken_port: int) -> None:
     assert not any("Warning" in text for text in said)
 
 
-def test_other_addresses_than_loopback_are_warned_of(taken_port: int) -> None:
+def test_other_addresses_than_loopback_want_keys(taken_port: int, tmp_path: Path) -> None:
     said: list[str] = []
-    with pytest.raises(ServiceError):
-        # An address of no interface here: refused by the operating system after the warning.
-        serve_artifact(ServingConfig(artifact="x"), host="203.0.113.7", port=taken_port, say=said.append)
+
+    def serve(**options: Any) -> None:
+        # An address of no interface here: refused by the operating system once it may be tried.
+        config = ServingConfig(artifact="x", **options)
+        serve_artifact(config, host="203.0.113.7", port=taken_port, say=said.append)
+
+    with pytest.raises(
+        ConfigError, match=r"203\.0\.113\.7 would let anyone[^$]*rayloom keys create[^$]*--allow-anonymous"
+    ):
+        serve()
+    with (
+        pytest.raises(ConfigError, match="203"),
+        serving(ServingConfig(artifact="x"), host="203.0.113.7", port=taken_port),
+    ):
+        pass
+    with pytest.raises(ConfigError, match=r"no such file[^$]*rayloom keys create"):
+        serve(keys_file=str(tmp_path / "keys.yaml"))
+    assert not said
+    with pytest.raises(ServiceError, match="cannot listen"):
+        serve(allow_anonymous=True)
     assert said[0].startswith("Warning: listening on 203.0.113.7")
-    assert "no login" in said[0]
+    assert "no API keys" in said[0]
+    said.clear()
+    KeyStore(tmp_path / "keys.yaml").create("app", Terms())
+    with pytest.raises(ServiceError, match="cannot listen"):
+        serve(keys_file=str(tmp_path / "keys.yaml"))
+    assert not any("Warning" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True)]
+    + [(host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "", "localhost.example", "127.0.0.1.example")],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_the_greeting_shows_where_the_key_goes() -> None:
+    text = greeting("http://127.0.0.1:8000", name="tiny", answers=False, asks_key=True)
+    assert "export RAYLOOM_API_KEY=" in text
+    assert '-H "Authorization: Bearer $RAYLOOM_API_KEY"' in text
+    python = "\n".join(line.strip() for line in text.partition("  Python\n")[2].splitlines())
+    compile(python, "greeting", "exec")
+    assert python.startswith("import os\n")
+    assert "TextGenerator(endpoint='http://127.0.0.1:8000', api_key=os.environ[\"RAYLOOM_API_KEY\"])" in python
 
 
 @pytest.mark.parametrize(
