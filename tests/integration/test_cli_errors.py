@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -92,14 +91,11 @@ def test_wrong_input_gives_one_clear_error(
     put(workplace, case.files)
     before = content(workplace.parent)
     monkeypatch.setattr(sys, "argv", ["rayloom", *shlex.split(case.command)])
-    start = time.monotonic()
     with pytest.raises(SystemExit) as stop:
         main()
-    seconds = time.monotonic() - start
     assert stop.value.code == 2
     check_text(capsys.readouterr().err, case)
     assert content(workplace.parent) == before
-    assert seconds < 20
 
 
 SEPARATE = [
