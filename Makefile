@@ -3,6 +3,8 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
+# Turns of each side in bench-engine.
+ROUNDS ?= 3
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
@@ -80,8 +82,8 @@ bench: setup ## run every benchmark but bench-engine, whose peers take gigabytes
 bench-peers: setup ## environments of the engine's peers, for bench-engine (several GB of downloads)
 	@$(BIN)/python benchmarks/peers/setup.py
 
-bench-engine: setup ## the engine against its peers
-	@$(BIN)/python benchmarks/bench_engine.py
+bench-engine: setup ## the engine against its peers (ROUNDS=1: half an hour)
+	@$(BIN)/python benchmarks/bench_engine.py --rounds $(ROUNDS)
 
 bench-train: setup ## training against transformers.Trainer; checkpoints, workers and ZeRO (quarter of an hour)
 	@$(BIN)/python benchmarks/bench_train.py
