@@ -34,9 +34,12 @@ class Target(StrEnum):
 
 
 Root = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--registry", envvar="RAYLOOM_REGISTRY", help="Folder of the registry.", show_default="~/.rayloom/registry"
+        "--registry",
+        envvar="RAYLOOM_REGISTRY",
+        help="Folder of the registry; mlflow+http(s)://… or mlflow+sqlite:///… for one in MLflow.",
+        show_default="~/.rayloom/registry",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -100,7 +103,7 @@ def list_(
         if as_json:
             _print_json([model.model_dump(mode="json") for model in models])
         else:
-            empty = f"no models in {escape(str(store.root))}: add one with rayloom models register"
+            empty = f"no models in {escape(store.place)}: add one with rayloom models register"
             console.print(models_table(models) if models else empty)
         return
     versions = store.versions(name)
@@ -266,10 +269,10 @@ def check_not_there(store: Registry, reference: str) -> None:
         raise RegistryError(f"{version.name} is in production already")
 
 
-def _open(root: Path | None) -> Registry:
-    from rayloom.registry import Registry
+def _open(place: str | None) -> Registry:
+    from rayloom.registry import open_registry
 
-    return Registry(root)
+    return open_registry(place)
 
 
 def _judge(store: Registry, reference: str, device: str | None) -> Verdict:

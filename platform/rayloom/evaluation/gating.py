@@ -7,18 +7,17 @@ verdict says what it depended on, and `Registry.promote` checks in its transacti
 from __future__ import annotations
 
 import datetime
-import hashlib
 from pathlib import Path
 
 from rayloom.config import AgainstProduction, GateConfig, Threshold, config_hash
 from rayloom.errors import ArtifactError, ModelError, RegistryError, RequestError
 from rayloom.evaluation.measures import measures_of
 from rayloom.evaluation.report import read_report
-from rayloom.evaluation.results import EvaluationResult, SplitResult
+from rayloom.evaluation.results import EvaluationResult, ReportDocument, SplitResult
 from rayloom.evaluation.statistics import Measure, Paired, Resampling, compare_paired, mean_of
 from rayloom.evaluation.summary import same_rows
 from rayloom.generation import TextGenerator
-from rayloom.registry import Check, Registry, Report, Verdict, Version
+from rayloom.registry import Check, Registry, Verdict, Version
 
 _RESAMPLES = 5000
 
@@ -39,7 +38,7 @@ def judge(registry: Registry, reference: str, *, device: str | None = None) -> V
     production = registry.production(version.model)
     gate = registry.gate(version.model)
     location = registry.resolve(version.name)
-    checks = _report_checks(gate, version, production)
+    checks = _report_checks(gate, registry, version, production)
     if gate.golden_replay:
         checks.append(_replayed(location, device))
     verdict = Verdict(
@@ -91,21 +90,22 @@ def read_result(path: Path) -> EvaluationResult:
         raise RequestError(f"{path} is no report of rayloom evaluate: {first}") from None
 
 
-def _report_checks(gate: GateConfig, version: Version, production: Version | None) -> list[Check]:
+def _report_checks(gate: GateConfig, registry: Registry, version: Version, production: Version | None) -> list[Check]:
     """What the gate reads in the evaluation report."""
     if not (gate.metrics or gate.against_production or gate.max_latency_p50_s or gate.max_latency_p95_s):
         return []
     if version.report is None:
         mend = f"rayloom evaluate {version.name} --attach"
         return [Check(name="report", passed=False, detail=f"not measured yet: {mend}")]
-    result = _kept(version.name, version.report)
+    result = _kept(registry, version)
     split = _split(result, gate.split)
     checks = [_latency(result, name, limit) for name, limit in _latency_limits(gate).items()]
     if split is None:
         return [*checks, Check(name="report", passed=False, detail=f"the report has no {gate.split} split")]
     checks += [_threshold(split, name, bounds) for name, bounds in gate.metrics.items()]
     if gate.against_production is not None:
-        checks.append(_against(gate.against_production, split, gate.split, production))
+        rival = _kept(registry, production) if production is not None and production.report is not None else None
+        checks.append(_against(gate, split, production, rival))
     return checks
 
 
@@ -138,14 +138,17 @@ def _latency(result: EvaluationResult, name: str, limit: float) -> Check:
     return Check(name=name, passed=value <= limit, detail=detail)
 
 
-def _against(wanted: AgainstProduction, split: SplitResult, name: str, production: Version | None) -> Check:
+def _against(gate: GateConfig, split: SplitResult, production: Version | None, rival: EvaluationResult | None) -> Check:
+    """The paired test against the version in production, whose report is ``rival``."""
+    wanted = gate.against_production
+    assert wanted is not None
     title = f"{wanted.metric} against production"
     if production is None:
         return Check(name=title, passed=True, detail="nothing is in production yet")
-    if production.report is None:
+    if rival is None:
         mend = f"rayloom evaluate {production.name} --attach"
         return Check(name=title, passed=False, detail=f"{production.name} has not been measured: {mend}")
-    other = _split(_kept(production.name, production.report), name)
+    other = _split(rival, gate.split)
     if other is None or not same_rows(split, other):
         detail = f"{production.name} was measured on other rows than this one: evaluate both on the same"
         return Check(name=title, passed=False, detail=detail)
@@ -196,15 +199,14 @@ def _replayed(location: str, device: str | None) -> Check:
     return Check(name="golden replay", passed=True, detail=f"{number} prompts gave the recorded tokens")
 
 
-def _kept(version: str, report: Report) -> EvaluationResult:
-    """The registry's copy of a report, if it is still what was attached."""
-    path = Path(report.path)
-    content = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != report.sha256:
-        raise RegistryError(
-            f"{path}, the report of {version}, is gone or was changed: rayloom evaluate {version} --attach"
-        )
-    return read_result(path)
+def _kept(registry: Registry, version: Version) -> EvaluationResult:
+    """The registry's copy of a version's report, if it is still what was attached."""
+    content = registry.read_report(version)
+    try:
+        return ReportDocument.model_validate_json(content).result
+    except ValueError as error:
+        first = str(error).splitlines()[0]
+        raise RequestError(f"the report of {version.name} is no report of rayloom evaluate: {first}") from None
 
 
 def _split(result: EvaluationResult, name: str) -> SplitResult | None:

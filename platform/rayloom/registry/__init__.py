@@ -1,5 +1,6 @@
 """Versions of named models, their stages, and the gate before production. No torch, no ray."""
 
+from rayloom.registry.choosing import open_registry
 from rayloom.registry.database import registry_root
 from rayloom.registry.lineage import manifest_digest
 from rayloom.registry.records import Change, Check, Lineage, ModelSummary, Report, Stage, Verdict, Version
@@ -21,6 +22,7 @@ __all__ = [
     "is_reference",
     "locate",
     "manifest_digest",
+    "open_registry",
     "parse_reference",
     "registry_root",
     "resolve",

@@ -63,8 +63,16 @@ BEGIN SELECT RAISE(ABORT, 'a verdict never changes'); END;
 
 
 def registry_root(given: Path | str | None = None) -> Path:
-    """Where the registry lies: the given folder, ``$RAYLOOM_REGISTRY`` or ``~/.rayloom/registry``."""
+    """Where an embedded registry lies: the given folder, ``$RAYLOOM_REGISTRY`` or ``~/.rayloom/registry``.
+
+    Raises:
+        RegistryError: The place is no folder but one in MLflow.
+    """
     chosen = given or os.environ.get("RAYLOOM_REGISTRY") or Path.home() / ".rayloom" / "registry"
+    if str(chosen).startswith("mlflow"):
+        raise RegistryError(
+            f"'{chosen}' is no folder: take mlflow+http(s)://… or mlflow+sqlite:///…, with open_registry"
+        )
     return Path(chosen).expanduser().absolute()
 
 

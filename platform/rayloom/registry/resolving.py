@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rayloom.registry.choosing import open_registry
 from rayloom.registry.references import is_reference
-from rayloom.registry.store import Registry
 
 
 def resolve(reference: str, *, root: Path | str | None = None) -> str:
@@ -13,13 +13,13 @@ def resolve(reference: str, *, root: Path | str | None = None) -> str:
 
     Args:
         reference: What is wanted.
-        root: Folder of the registry; the default one where not given.
+        root: Folder of the registry, or its place in MLflow; the default one where not given.
 
     Raises:
         RegistryError: There is no such version, or its artifact is not the registered one.
         ArtifactError: Its artifact is gone.
     """
-    return Registry(root).resolve(reference)
+    return open_registry(root).resolve(reference)
 
 
 def locate(target: str) -> str:

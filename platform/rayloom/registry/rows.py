@@ -8,10 +8,11 @@ import os
 import socket
 import sqlite3
 
-from rayloom.config import GateConfig, nearest
-from rayloom.errors import RegistryError
+from rayloom.config import GateConfig
+from rayloom.registry.finding import chosen, no_model
 from rayloom.registry.records import Change, Verdict, Version
 from rayloom.registry.references import Reference
+from rayloom.registry.refusals import no_verdict
 
 
 def now() -> str:
@@ -43,12 +44,7 @@ def check_model(connection: sqlite3.Connection, model: str) -> None:
     """Raise `RegistryError` for a model that is not there."""
     if connection.execute("SELECT 1 FROM models WHERE name = ?", (model,)).fetchone():
         return
-    known = model_names(connection)
-    if not known:
-        raise RegistryError(f"there is no model '{model}': the registry is empty. Fill it with rayloom models register")
-    near = nearest(model, known)
-    hint = f"did you mean '{near}'?" if near else f"there are {', '.join(known)}"
-    raise RegistryError(f"there is no model '{model}' in the registry; {hint}")
+    raise no_model(model, model_names(connection))
 
 
 def all_versions(connection: sqlite3.Connection, model: str) -> list[Version]:
@@ -73,21 +69,7 @@ def find(connection: sqlite3.Connection, wanted: Reference) -> Version:
         RegistryError: No such model or version, or none in that stage.
     """
     check_model(connection, wanted.model)
-    versions = all_versions(connection, wanted.model)
-    if wanted.version is not None:
-        found = next((each for each in versions if each.version == wanted.version), None)
-        if found is None:
-            raise RegistryError(f"'{wanted.model}' has no version {wanted.version}; it has {_numbers(versions)}")
-        return found
-    stage = wanted.stage or "production"
-    inside = [each for each in versions if each.stage == stage]
-    if not inside:
-        there = ", ".join(f"{each.version} ({each.stage})" for each in versions)
-        hint = f"promote one with rayloom models promote {wanted.model}@VERSION" if stage == "production" else ""
-        raise RegistryError(
-            f"'{wanted.model}' has no version in {stage}; its versions: {there}{'; ' if hint else ''}{hint}"
-        )
-    return inside[-1]
+    return chosen(all_versions(connection, wanted.model), wanted)
 
 
 def production_of(connection: sqlite3.Connection, model: str) -> int | None:
@@ -125,7 +107,7 @@ def verdict_of(connection: sqlite3.Connection, number: int) -> Verdict:
     """
     found = connection.execute("SELECT id, record FROM verdicts WHERE id = ?", (number,)).fetchone()
     if found is None:
-        raise RegistryError(f"there is no verdict {number}: have the version judged first")
+        raise no_verdict(number)
     return _verdict(found)
 
 
@@ -143,7 +125,3 @@ def _version(row: sqlite3.Row) -> Version:
 
 def _verdict(row: sqlite3.Row) -> Verdict:
     return Verdict.model_validate_json(row["record"]).model_copy(update={"id": row["id"]})
-
-
-def _numbers(versions: list[Version]) -> str:
-    return ", ".join(str(each.version) for each in versions)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 
-from rayloom.config import config_hash
 from rayloom.errors import ArtifactError, RegistryError
 from rayloom.registry import rows
 from rayloom.registry.lineage import manifest_digest
-from rayloom.registry.records import Verdict, Version
+from rayloom.registry.records import Stage, Version
 from rayloom.registry.references import Reference
+from rayloom.registry.refusals import check_move, check_promotion, moved_text, nothing_before, other_artifact, overtaken
 
 
 def promote(connection: sqlite3.Connection, number: int) -> Version:
@@ -26,12 +26,9 @@ def promote(connection: sqlite3.Connection, number: int) -> Version:
     """
     verdict = rows.verdict_of(connection, number)
     version = rows.find(connection, Reference(verdict.model, verdict.version))
-    if not verdict.passed:
-        failed = "; ".join(f"{check.name}: {check.detail}" for check in verdict.checks if not check.passed)
-        raise RegistryError(f"{version.name} does not pass the gate: {failed}")
-    if version.stage == "production":
-        raise RegistryError(f"{version.name} is in production already")
-    _check_still_true(connection, verdict, version)
+    current, gate = rows.production_of(connection, verdict.model), rows.gate_of(connection, verdict.model)
+    check_promotion(verdict, version, production=current, gate=gate)
+    check_artifact(version)
     old = verdict.production
     if old is not None:
         rows.set_stage(connection, verdict.model, old, "archived")
@@ -57,15 +54,15 @@ def rollback(connection: sqlite3.Connection, model: str, expected: int) -> Versi
     rows.check_model(connection, model)
     current = rows.production_of(connection, model)
     if current != expected:
-        raise _changed(model, expected, current)
+        raise overtaken(model, expected, current)
     earlier = connection.execute(
         "SELECT id, version, verdict FROM promotions WHERE model = ? AND state = 'replaced' ORDER BY id DESC LIMIT 1",
         (model,),
     ).fetchone()
     if earlier is None:
-        raise RegistryError(f"'{model}' has no earlier production version to go back to")
+        raise nothing_before(model)
     version = rows.find(connection, Reference(model, int(earlier["version"])))
-    _check_artifact(version)
+    check_artifact(version)
     rows.set_stage(connection, model, expected, "archived")
     _close_promotion(connection, model, "taken back")
     connection.execute("UPDATE promotions SET state = 'current' WHERE id = ?", (earlier["id"],))
@@ -74,46 +71,31 @@ def rollback(connection: sqlite3.Connection, model: str, expected: int) -> Versi
     return version.model_copy(update={"stage": "production"})
 
 
-def move(connection: sqlite3.Connection, wanted: Reference, stage: str) -> Version:
+def move(connection: sqlite3.Connection, wanted: Reference, stage: Stage) -> Version:
     """Make a version a candidate, or archive it.
 
     Raises:
         RegistryError: It is in production, which only another promotion or a rollback ends.
     """
     version = rows.find(connection, wanted)
-    if version.stage == "production":
-        raise RegistryError(
-            f"{version.name} is in production: promote another version, or go back with "
-            f"rayloom models rollback {version.model}; then this one is archived"
-        )
+    check_move(version)
     rows.set_stage(connection, version.model, version.version, stage)
-    rows.note(connection, version.model, version.version, "archived" if stage == "archived" else f"made a {stage}")
+    rows.note(connection, version.model, version.version, moved_text(stage))
     return rows.find(connection, Reference(version.model, version.version))
 
 
-def _check_still_true(connection: sqlite3.Connection, verdict: Verdict, version: Version) -> None:
-    current = rows.production_of(connection, verdict.model)
-    if current != verdict.production:
-        raise _changed(verdict.model, verdict.production, current)
-    if config_hash(rows.gate_of(connection, verdict.model)) != verdict.gate_hash:
-        raise RegistryError(f"the gate was changed after {version.name} was judged: promote it again")
-    if (version.report.sha256 if version.report else None) != verdict.report_hash:
-        raise RegistryError(f"{version.name} got another report after it was judged: promote it again")
-    if version.digest != verdict.digest:
-        raise RegistryError(f"{version.name} was judged with another artifact: promote it again")
-    _check_artifact(version)
+def check_artifact(version: Version) -> None:
+    """Refuse a version whose artifact is gone, or another than the registered one.
 
-
-def _check_artifact(version: Version) -> None:
+    Raises:
+        RegistryError: It is.
+    """
     try:
         found = manifest_digest(version.location)
     except ArtifactError as error:
         raise RegistryError(f"{version.name}: its artifact is gone: {error}") from None
     if found != version.digest:
-        raise RegistryError(
-            f"{version.name}: {version.location} holds another artifact than the one that was registered: put that one "
-            "back, or register this one as a version of its own"
-        )
+        raise other_artifact(version)
 
 
 def _put_into_production(connection: sqlite3.Connection, version: Version, verdict: int) -> None:
@@ -126,14 +108,3 @@ def _put_into_production(connection: sqlite3.Connection, version: Version, verdi
 
 def _close_promotion(connection: sqlite3.Connection, model: str, state: str) -> None:
     connection.execute("UPDATE promotions SET state = ? WHERE model = ? AND state = 'current'", (state, model))
-
-
-def _changed(model: str, expected: int | None, current: int | None) -> RegistryError:
-    return RegistryError(
-        f"'{model}' has {_version_text(current)} in production by now, not {_version_text(expected)}: somebody else "
-        "was faster. Look at it with rayloom models show, and try again"
-    )
-
-
-def _version_text(version: int | None) -> str:
-    return "no version" if version is None else f"version {version}"

@@ -15,9 +15,11 @@ from rayloom.config import GateConfig
 from rayloom.errors import RegistryError
 from rayloom.registry import rows, stages
 from rayloom.registry.database import Database, registry_root
+from rayloom.registry.finding import summary
 from rayloom.registry.lineage import lineage_of, manifest_digest, opened, trained_from
 from rayloom.registry.records import Change, ModelSummary, Report, Verdict, Version
 from rayloom.registry.references import Reference, check_model_name, parse_reference
+from rayloom.registry.refusals import other_artifact
 
 
 class Registry:
@@ -27,10 +29,17 @@ class Registry:
 
     Args:
         root: Its folder; ``$RAYLOOM_REGISTRY`` or ``~/.rayloom/registry`` where not given.
+
+    Attributes:
+        place: What to name to open it again.
+
+    Raises:
+        RegistryError: The place is one in MLflow: `open_registry` opens those.
     """
 
     def __init__(self, root: Path | str | None = None) -> None:
         self.root = registry_root(root)
+        self.place = str(self.root)
         self._database = Database(self.root / "registry.db")
 
     def register(
@@ -57,7 +66,7 @@ class Registry:
         with self._database.writing() as connection:
             known = rows.version_by_digest(connection, digest, model)
             if known is not None:
-                _check_nothing_new(known, parent, note)
+                check_nothing_new(known, parent, note)
                 return known
             return _insert(
                 connection,
@@ -95,10 +104,20 @@ class Registry:
             rows.note(connection, version.model, version.version, "measured", f"report {digest[:12]}")
             return changed
 
+    def read_report(self, version: Version) -> bytes:
+        """The report of a version that has one, if it is still what was attached.
+
+        Raises:
+            RegistryError: It is gone, or was changed.
+        """
+        assert version.report is not None
+        path = Path(version.report.path)
+        return self._checked_report(version, path.read_bytes() if path.is_file() else b"")
+
     def models(self) -> list[ModelSummary]:
         """All models at a glance, by name."""
         with self._database.reading() as connection:
-            return [_summary(name, rows.all_versions(connection, name)) for name in rows.model_names(connection)]
+            return [summary(name, rows.all_versions(connection, name)) for name in rows.model_names(connection)]
 
     def versions(self, model: str) -> list[Version]:
         """All versions of a model, oldest first.
@@ -135,13 +154,7 @@ class Registry:
             RegistryError: No such version.
             ArtifactError: The artifact is gone.
         """
-        version = self.get(reference)
-        if manifest_digest(version.location) != version.digest:
-            raise RegistryError(
-                f"{version.name}: {version.location} holds another artifact than the registered one (its manifest has "
-                "changed): put that one back, or register the new one"
-            )
-        return version.location
+        return located(self.get(reference))
 
     def gate(self, model: str) -> GateConfig:
         """The model's gate; the default one where it was given none."""
@@ -203,6 +216,15 @@ class Registry:
             found = connection.execute("SELECT record FROM changes WHERE model = ? ORDER BY id", (model,))
             return [Change.model_validate_json(row["record"]) for row in found]
 
+    def _checked_report(self, version: Version, content: bytes) -> bytes:
+        assert version.report is not None
+        if hashlib.sha256(content).hexdigest() != version.report.sha256:
+            raise RegistryError(
+                f"{version.report.path}, the report of {version.name}, is gone or was changed: "
+                f"rayloom evaluate {version.name} --attach"
+            )
+        return content
+
     def _keep(self, artifact: Artifact, digest: str) -> str:
         """The registry's own copy of an artifact, made once whatever the number of processes."""
 
@@ -215,7 +237,24 @@ class Registry:
         return str(publish_folder(self.root / "artifacts" / digest[:32], copy))
 
 
-def _check_nothing_new(known: Version, parent: str | None, note: str) -> None:
+def located(version: Version) -> str:
+    """Where a version's artifact lies, if that is the registered one.
+
+    Raises:
+        RegistryError: It is another.
+        ArtifactError: It is gone.
+    """
+    if manifest_digest(version.location) != version.digest:
+        raise other_artifact(version)
+    return version.location
+
+
+def check_nothing_new(known: Version, parent: str | None, note: str) -> None:
+    """Refuse to say more of an artifact that is registered already.
+
+    Raises:
+        RegistryError: There is a note or a parent that it does not have.
+    """
     if (note and note != known.note) or parent is not None:
         raise RegistryError(
             f"{known.name} is this very artifact already; note and parent stay as they were registered: leave them out"
@@ -242,13 +281,3 @@ def _parent(connection: sqlite3.Connection, artifact: Artifact, given: str | Non
     digest = trained_from(artifact)
     found = rows.version_by_digest(connection, digest) if digest is not None else None
     return found.name if found is not None else None
-
-
-def _summary(model: str, versions: list[Version]) -> ModelSummary:
-    return ModelSummary(
-        model=model,
-        num_versions=len(versions),
-        newest=versions[-1].version if versions else None,
-        production=next((each.version for each in versions if each.stage == "production"), None),
-        candidates=tuple(each.version for each in versions if each.stage == "candidate"),
-    )
