@@ -49,8 +49,10 @@ class Feeder:
             RayloomError: A row cannot be read; as the rows raise it.
         """
         rank = distributed.rank()
-        batches = self._batches(micro for batch in plan for micro in batch.micro[rank])
-        for batch in plan:
+        # A lazy plan makes a batch each time that it is asked for it.
+        due, ahead = itertools.tee(plan)
+        batches = self._batches(micro for batch in ahead for micro in batch.micro[rank])
+        for batch in due:
             yield batch, itertools.islice(batches, len(batch.micro[rank]))
 
     def _batches(self, micros: Iterable[MicroBatch]) -> Iterator[Batch]:
