@@ -54,7 +54,9 @@ def server(tmp_path: Path) -> Iterator[str]:
         process.wait(timeout=30)
 
 
-def test_versions_stages_and_files_go_over_http(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_stages_and_files_go_over_http(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RAYLOOM_CACHE", str(tmp_path / "cache"))
     registry, other = (open_registry(f"mlflow+{server}") for _ in range(2))
     for name in ("one", "two"):
@@ -78,3 +80,4 @@ def test_versions_stages_and_files_go_over_http(server: str, tmp_path: Path, mon
         manifest.write_text(manifest.read_text() + " ")
     with pytest.raises(RegistryError, match="holds another artifact"):
         registry.resolve("qa@1")
+    assert capsys.readouterr().out == ""

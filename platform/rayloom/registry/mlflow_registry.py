@@ -30,7 +30,8 @@ LOG = "@rayloom-log"
 _OURS, _RECORD, _EVENT, _STAGE = "rayloom.model", "rayloom.record", "rayloom.event", "rayloom.stage"
 _WHO = "rayloom.who"
 _ALIASES: tuple[Stage, ...] = ("candidate", "production", "archived")
-_NOWHERE = "rayloom://log"
+_NOWHERE = "rayloom://registry/log"
+"""An event has no files, and servers want an absolute place of every version."""
 _MOST_TURNS = 10
 
 
