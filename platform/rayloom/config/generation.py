@@ -9,6 +9,9 @@ from pydantic import AfterValidator, Field, model_validator
 from rayloom.config.base import Section
 from rayloom.config.problems import nearest
 
+_MOST_COUNT, _MOST_FACTOR = 10**6, 1e6
+"""Beyond what means anything; numbers that are larger still do not fit where the engine keeps them."""
+
 
 class GenerationConfig(Section):
     """How text is generated. None leaves a parameter at its neutral value."""
@@ -24,9 +27,9 @@ class GenerationConfig(Section):
     """Counted as max_length."""
     do_sample: bool = False
     """Draw tokens instead of taking the likeliest."""
-    temperature: float | None = Field(None, gt=0.0)
+    temperature: float | None = Field(None, gt=0.0, le=_MOST_FACTOR)
     """Divides the logits before sampling."""
-    top_k: int | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=0, le=_MOST_COUNT)
     """Sample among the k likeliest tokens; 0 for all."""
     top_p: float | None = Field(None, gt=0.0, le=1.0)
     """Sample among the likeliest tokens that hold this probability together."""
@@ -42,20 +45,20 @@ class GenerationConfig(Section):
     """Beam width; 1 for none."""
     num_beam_groups: int = Field(1, ge=1)
     """Diverse beam search (Vijayakumar et al., 2016): groups that num_beams is parted into."""
-    diversity_penalty: float = Field(0.0, ge=0.0)
+    diversity_penalty: float = Field(0.0, ge=0.0, le=_MOST_FACTOR)
     """Diverse beam search: what a token costs that another group took at the same step."""
     early_stopping: bool | str = False
     """Beams: stop at num_beams finished ones (true), by a heuristic (false), or ``never`` before no
     better can come."""
-    length_penalty: float = 1.0
+    length_penalty: float = Field(1.0, ge=-50.0, le=50.0)
     """Beams: exponent on the length that the score is divided by."""
-    repetition_penalty: float | None = Field(None, gt=0.0)
+    repetition_penalty: float | None = Field(None, ge=1 / _MOST_FACTOR, le=_MOST_FACTOR)
     """Divides (or multiplies, if negative) logits of tokens seen before."""
-    encoder_repetition_penalty: float | None = Field(None, gt=0.0)
+    encoder_repetition_penalty: float | None = Field(None, ge=1 / _MOST_FACTOR, le=_MOST_FACTOR)
     """Favours tokens of the prompt (above 1)."""
-    no_repeat_ngram_size: int | None = Field(None, ge=0)
+    no_repeat_ngram_size: int | None = Field(None, ge=0, le=_MOST_COUNT)
     """No n-gram of this size occurs twice."""
-    exponential_decay_length_penalty: tuple[int, float] | None = None
+    exponential_decay_length_penalty: tuple[Annotated[int, Field(ge=-_MOST_COUNT, le=_MOST_COUNT)], float] | None = None
     """(start, factor): the end of sequence grows likelier from this token on."""
     pad_token_id: int | None = Field(None, ge=0)
     """The tokenizer's where not given."""

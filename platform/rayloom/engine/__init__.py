@@ -1,10 +1,11 @@
 """The generation engine: token ids in, token ids out, many requests of any kind in one batch. See docs/engine.md."""
 
 from rayloom.engine.engine import Engine
-from rayloom.engine.events import Done, Event, Failed, NewToken, PromptScored
+from rayloom.engine.events import Done, Event, Failed, NewToken, PromptScored, Timing
 from rayloom.engine.opening import EngineOptions, open_engine
 from rayloom.engine.request import Constraint, EngineRequest, FinishReason, Hypothesis, Params, StopCheck, TokenScore
 from rayloom.engine.service import EngineService, Ticket
+from rayloom.engine.stats import EngineStats
 
 __all__ = [
     "Constraint",
@@ -13,6 +14,7 @@ __all__ = [
     "EngineOptions",
     "EngineRequest",
     "EngineService",
+    "EngineStats",
     "Event",
     "Failed",
     "FinishReason",
@@ -22,6 +24,7 @@ __all__ = [
     "PromptScored",
     "StopCheck",
     "Ticket",
+    "Timing",
     "TokenScore",
     "open_engine",
 ]

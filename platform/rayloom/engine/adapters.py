@@ -215,6 +215,12 @@ class LoraBank:
         return tuple(self._residents)
 
     @property
+    def requests(self) -> dict[str, int]:
+        """Requests in flight by adapter, of those in memory or in use."""
+        with self._lock:
+            return dict.fromkeys(self._residents, 0) | {name: n for name, n in self._users.items() if n}
+
+    @property
     def resident_bytes(self) -> int:
         """Address space of the tables. On CPUs, places that were never used take no memory."""
         return sum(table.nbytes for table in self._tables.values())

@@ -57,6 +57,11 @@ class BlockPool:
         """Blocks that `allocate` can still give: unused and idle ones."""
         return len(self._unused) + len(self._idle)
 
+    @property
+    def num_idle(self) -> int:
+        """Blocks that nobody holds, whose content can be shared again."""
+        return len(self._idle)
+
     def refcount(self, block: int) -> int:
         """Holders of this block."""
         return self._refcounts[block]

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rayloom.engine.rows import RowStates
 from rayloom.engine.runners import Runner
 from rayloom.engine.scheduler import Scheduler
 from rayloom.engine.selecting import Selector
+from rayloom.engine.stats import EngineStats, Stopwatch
 from rayloom.errors import RayloomError, RequestError
 
 MAX_LENGTH = 4096
@@ -79,12 +81,28 @@ class Engine:
         self._groups: dict[int, Group] = {}
         self._timed: dict[int, Group] = {}
         self._memories: dict[int, dict[str, Any]] = {}  # what the runner keeps of prompts that are being read
+        self._stopwatch = Stopwatch(clock)
+        self._num_steps = 0
         self._ids = itertools.count()
 
     @property
     def has_work(self) -> bool:
         """Whether any request is in flight."""
         return bool(self._groups)
+
+    def stats(self) -> EngineStats:
+        """What it does now, and has done. Any thread may ask; figures of a step that is being made may be mixed."""
+        scheduler, limits, bank = self._scheduler, self.limits, self.runner.lora
+        return EngineStats(
+            **scheduler.counts(),
+            num_sequences=limits.max_sequences - scheduler.num_free_slots,
+            max_sequences=limits.max_sequences,
+            num_blocks=limits.num_blocks,
+            num_steps=self._num_steps,
+            num_adapters=len(bank.residents) if bank else 0,
+            max_adapters=bank.max_adapters if bank else 0,
+            adapter_requests=bank.requests if bank else {},
+        )
 
     def submit(self, request: EngineRequest) -> int:
         """Take a request; returns its id.
@@ -139,12 +157,15 @@ class Engine:
         """Compute one step, and tell what came of it."""
         expired = self._expire()
         plan = self._scheduler.schedule()
+        self._stopwatch.seated(plan.admitted)
         told: list[Event] = self._fail_broken()
         if not plan.is_empty:
             scored, logits_RV = self._run(plan)
             self._scheduler.computed(plan)
             told += scored + self._selector.select(plan, logits_RV)
-        self._finish(told)
+            self._num_steps += 1
+        self._stopwatch.stepped()
+        told = self._finished(told)
         if self._debug:
             self._scheduler.check()
         return expired + told
@@ -172,9 +193,7 @@ class Engine:
         """End those whose time is over: with what they have, were it nothing."""
         now = self._clock()
         late = [g for g in self._timed.values() if now - g.arrival > (g.request.params.max_time or 0.0)]
-        events: list[Event] = [Done(group.group_id, self._selector.give_up(group)) for group in late]
-        self._finish(events)
-        return events
+        return self._finished([Done(group.group_id, self._selector.give_up(group)) for group in late])
 
     def _fail_broken(self) -> list[Event]:
         """Drop requests whose adapter had made room and cannot be read any more."""
@@ -187,17 +206,22 @@ class Engine:
             self.cancel(group.group_id)
         return [Failed(group.group_id, broken[str(group.request.adapter)]) for group in lost]
 
-    def _finish(self, events: list[Event]) -> None:
-        for event in events:
-            if isinstance(event, Done):
-                group = self._groups[event.group_id]
-                self._scheduler.finish(group)
-                self._forget(group)
+    def _finished(self, events: Seq[Event]) -> list[Event]:
+        """The events, after requests that are done have left."""
+        return [self._leave(event) if isinstance(event, Done) else event for event in events]
+
+    def _leave(self, event: Done) -> Done:
+        group = self._groups[event.group_id]
+        timed = self._stopwatch.stop(event, group)
+        self._scheduler.finish(group)
+        self._forget(group)
+        return timed
 
     def _forget(self, group: Group) -> None:
         del self._groups[group.group_id]
         self._timed.pop(group.group_id, None)
         self._memories.pop(group.group_id, None)
+        self._stopwatch.forget(group)
         self._selector.forget(group)
         if group.request.adapter is not None:
             self._bank().release(group.request.adapter)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rayloom.engine.request import Hypothesis, TokenScore
 
@@ -38,16 +38,37 @@ class PromptScored:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """How long a request took.
+
+    Attributes:
+        submitted_at: When it came, in seconds since 1970.
+        queued_s: Seconds until it was seated first.
+        prefill_s: Seconds from then to its first token. Beams: to their first step.
+        decode_s: Seconds from then to its end.
+        num_steps: Tokens of its longest answer, its end of sequence not counted.
+    """
+
+    submitted_at: float
+    queued_s: float
+    prefill_s: float
+    decode_s: float
+    num_steps: int
+
+
+@dataclass(frozen=True)
 class Done:
     """A request has all its answers: by index, or best first where beams score them.
 
     Attributes:
         group_id: The request.
         hypotheses: One per ``num_return_sequences``.
+        timing: How long it took.
     """
 
     group_id: int
     hypotheses: tuple[Hypothesis, ...]
+    timing: Timing | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

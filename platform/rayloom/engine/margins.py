@@ -36,7 +36,7 @@ def regex_margin(regex: str) -> int:
     """The longest of the shortest ways from anywhere in an expression to its end."""
     try:
         parsed = re._parser.parse(regex)  # type: ignore[attr-defined]
-    except re.error:  # Rust's syntax knows a few things that Python's does not
+    except (re.error, OverflowError, RecursionError, FutureWarning):  # Rust's syntax knows what Python's does not
         return _UNKNOWN + len(regex)
     widest = 1 if regex.isascii() and "\\u" not in regex else 4
     return max(1, min(_MOST, widest * _farthest(parsed)))
@@ -44,7 +44,8 @@ def regex_margin(regex: str) -> int:
 
 def json_margin(schema: dict[str, Any]) -> int:
     """The dearest value that may be begun without need, twice: a token seldom begins more."""
-    dearest = max((_cost(node, schema, 0) for node in _inner(schema)), default=0)
+    costs = _Costs(schema)
+    dearest = max((costs.of(node, 0) for node in _inner(schema)), default=0)
     return min(_MOST, _LEAST + 2 * dearest)
 
 
@@ -107,34 +108,60 @@ def _inner(schema: Any) -> Iterator[Any]:
         yield from _inner(value)
 
 
-def _cost(node: Any, root: dict[str, Any], depth: int) -> int:
-    """About the fewest bytes of a value; those nested too deep count nothing."""
-    if not isinstance(node, dict) or depth > _MOST_DEPTH:
-        return 2
+class _Costs:
+    """What values of a schema cost. Each part is looked at once per depth: references may lead around for ever.
+
+    Args:
+        root: The schema.
+    """
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self._root = root
+        self._known: dict[tuple[int, int], int] = {}
+
+    def of(self, node: Any, depth: int) -> int:
+        """About the fewest bytes of a value; those nested too deep count nothing."""
+        if not isinstance(node, dict) or depth > _MOST_DEPTH:
+            return 2
+        key = id(node), depth
+        if key not in self._known:
+            self._known[key] = _fixed(node) or min(self._own(node) + self._inside(node, depth), _MOST)
+        return self._known[key]
+
+    def _own(self, node: dict[str, Any]) -> int:
+        cost = 2 + _number(node.get("minLength")) + _number(node.get("minProperties")) * 6
+        if isinstance(node.get("pattern"), str):
+            cost += regex_margin(node["pattern"])
+        return cost + 36 * ("format" in node)
+
+    def _inside(self, node: dict[str, Any], depth: int) -> int:
+        cost = 0
+        if isinstance(reference := node.get("$ref"), str):
+            cost += self.of(_resolve(reference, self._root), depth + 1)
+        cost += _number(node.get("minItems")) * (1 + self.of(node.get("items", {}), depth + 1))
+        named, required = node.get("properties"), node.get("required")
+        properties = named if isinstance(named, dict) else {}
+        for name in required if isinstance(required, list) else ():
+            cost += len(str(name)) + 4 + self.of(properties.get(str(name), {}), depth + 1)
+        for union in ("anyOf", "oneOf", "allOf"):
+            if isinstance(node.get(union), list) and node[union]:
+                cost += max(self.of(part, depth + 1) for part in node[union])
+        return cost
+
+
+def _fixed(node: dict[str, Any]) -> int:
+    """Bytes of a value that the schema names; 0 where it does not."""
     if "const" in node:
         return len(json.dumps(node["const"]))
     if isinstance(node.get("enum"), list) and node["enum"]:
         return max(len(json.dumps(item)) for item in node["enum"])
-    cost = 2 + _number(node.get("minLength")) + _number(node.get("minProperties")) * 6
-    if isinstance(node.get("pattern"), str):
-        cost += regex_margin(node["pattern"])
-    if "format" in node:
-        cost += 36
-    if isinstance(reference := node.get("$ref"), str):
-        cost += _cost(_resolve(reference, root), root, depth + 1)
-    cost += _number(node.get("minItems")) * (1 + _cost(node.get("items", {}), root, depth + 1))
-    named = node.get("properties")
-    properties = named if isinstance(named, dict) else {}
-    for name in node.get("required") or ():
-        cost += len(str(name)) + 4 + _cost(properties.get(name, {}), root, depth + 1)
-    for union in ("anyOf", "oneOf", "allOf"):
-        if isinstance(node.get(union), list) and node[union]:
-            cost += max(_cost(part, root, depth + 1) for part in node[union])
-    return min(cost, _MOST)
+    return 0
 
 
 def _number(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0
+    """A count that a schema gives; never so many that it matters how many."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(min(value, _MOST)) if is_number and value > 0 else 0
 
 
 def _resolve(reference: str, root: dict[str, Any]) -> Any:

@@ -103,6 +103,19 @@ class Scheduler:
         """Tokens, encoder's included, that nobody had to compute because the cache had them."""
         return self._seating.num_matched_tokens
 
+    def counts(self) -> dict[str, int]:
+        """Figures of `EngineStats` that are known here."""
+        seating = self._seating
+        return {
+            "num_running": self.num_running,
+            "num_waiting": self.num_waiting,
+            "num_used_blocks": self.limits.num_blocks - self.num_free_blocks,
+            "num_idle_blocks": seating.pool.num_idle,
+            "num_seated_tokens": seating.num_seated_tokens,
+            "num_matched_tokens": seating.num_matched_tokens,
+            "num_preempted": self.num_preempted,
+        }
+
     def add(self, group: Group) -> None:
         """Let a group wait for its turn. It gets its first sequence if it has none.
 

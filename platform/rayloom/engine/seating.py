@@ -37,12 +37,13 @@ class Seating:
 
     Attributes:
         pool: The blocks.
-        num_matched_tokens: Tokens, encoder's included, that nobody had to compute because the cache had them.
+        num_seated_tokens: Tokens, encoder's included, of groups when they were seated.
+        num_matched_tokens: Those of them that nobody had to compute because the cache had them.
     """
 
     def __init__(self, limits: Limits, *, prefix_cache: bool) -> None:
         self.pool = BlockPool(limits.num_blocks)
-        self.num_matched_tokens = 0
+        self.num_seated_tokens = self.num_matched_tokens = 0
         self._prefix_cache = prefix_cache
         self._max_slots = limits.max_sequences
         self._slots = list(range(limits.max_sequences - 1, -1, -1))
@@ -78,7 +79,9 @@ class Seating:
         for sequence, num_blocks in zip(group.sequences, wanted, strict=True):
             sequence.blocks += [pool.allocate() for _ in range(num_blocks)]
             sequence.slot = ticket.spare.pop()
+            self.num_seated_tokens += len(sequence.tokens)
             self.num_matched_tokens += sequence.num_computed
+        self.num_seated_tokens += len(group.request.encoder_ids)
         self.num_matched_tokens += len(group.request.encoder_ids) * group.encoded
         return True
 

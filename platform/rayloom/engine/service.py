@@ -12,10 +12,12 @@ import logging
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from rayloom.engine.events import Done, Event, Failed
 from rayloom.engine.request import EngineRequest, Hypothesis
+from rayloom.engine.stats import EngineStats
 from rayloom.errors import EngineError
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,10 @@ class Steps(Protocol):
 
     def step(self) -> list[Event]:
         """Compute one step."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """What it does now, and has done. The one method for any thread."""
         ...
 
 
@@ -98,6 +104,11 @@ class EngineService:
                 self._thread.start()
             self._changed.notify()
         return ticket
+
+    def stats(self) -> EngineStats:
+        """The engine at this moment; those that it has not seen yet are counted as waiting."""
+        stats = self._engine.stats()
+        return replace(stats, num_waiting=stats.num_waiting + len(self._arrivals))
 
     def cancel(self, ticket: Ticket) -> None:
         """See `Ticket.cancel`."""

@@ -129,9 +129,9 @@ def _check_writable(choices: Sequence[str], vocabulary: Vocabulary) -> None:
 
 
 def _is_writable(text: bytes, pieces: set[bytes]) -> bool:
-    reached = {0}
+    reached, longest = {0}, max(map(len, pieces), default=0)
     for end in range(1, len(text) + 1):
-        if any(text[start:end] in pieces for start in reached):
+        if any(start in reached and text[start:end] in pieces for start in range(max(end - longest, 0), end)):
             reached.add(end)
     return len(text) in reached
 

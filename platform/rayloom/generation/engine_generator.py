@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from rayloom.engine import (
     NewToken,
     PromptScored,
     Ticket,
+    Timing,
     TokenScore,
 )
 from rayloom.errors import RequestError
@@ -34,12 +37,15 @@ from rayloom.generation.types import (
     TokenLogprob,
 )
 
+_LONG_TO_PREPARE = ("json_schema", "regex", "choice", "required_words", "forbidden_words", "stop_strings")
+
 
 class _Written(NamedTuple):
     """What the engine has made of one request."""
 
     hypotheses: Sequence[Hypothesis]
     prompt_scores: Sequence[TokenScore] | None
+    timing: Timing | None
 
 
 class EngineGenerator:
@@ -86,14 +92,14 @@ class EngineGenerator:
 
     async def generate_async(self, request: GenerationRequest) -> GenerationOutput:
         """As `generate`, for one request. Cancelling the task stops the generation."""
-        asked = self._resolve(request)
+        asked = await self._resolve_aside(request)
         prompt_scores: Sequence[TokenScore] | None = None
         async with aclosing(self.service.stream(asked)) as events:
             async for event in events:
                 if isinstance(event, PromptScored):
                     prompt_scores = event.scores
                 elif isinstance(event, Done):
-                    return self._output(request, asked, _Written(event.hypotheses, prompt_scores))
+                    return self._output(request, asked, _Written(event.hypotheses, prompt_scores, event.timing))
         raise AssertionError("events end with Done or an error")
 
     async def chunks(self, request: GenerationRequest, *, start: str = "") -> AsyncGenerator[Chunk | PromptLogprobs]:
@@ -108,7 +114,7 @@ class EngineGenerator:
         Raises:
             RequestError: As `generate`.
         """
-        asked = self._resolve(request)
+        asked = await self._resolve_aside(request)
         answers = [
             Answer(index, self._pieces(request), start=start, num_prefix=len(request.prefix_ids))
             for index in range(request.config.num_return_sequences)
@@ -122,12 +128,13 @@ class EngineGenerator:
                     yield PromptLogprobs(tuple(self._prompt_logprobs(asked, event.scores)))
                 elif isinstance(event, Done):
                     for answer, hypothesis in zip(answers, event.hypotheses, strict=False):
-                        yield answer.finish(self._sequence(request, asked, hypothesis))
+                        last = answer.finish(self._sequence(request, asked, hypothesis))
+                        yield replace(last, timing=event.timing)
 
     async def stream_async(self, request: GenerationRequest) -> AsyncGenerator[str]:
         """As `stream`, for asyncio. Closing the generator stops the generation."""
         refuse_streaming(request)
-        asked, pieces = self._resolve(request), self._pieces(request)
+        asked, pieces = await self._resolve_aside(request), self._pieces(request)
         async with aclosing(self.service.stream(asked)) as events:
             async for event in events:
                 if piece := self._piece(pieces, request, asked, event):
@@ -135,6 +142,12 @@ class EngineGenerator:
 
     def _resolve(self, request: GenerationRequest) -> EngineRequest:
         return self.resolver.resolve(request, self.addressing)
+
+    async def _resolve_aside(self, request: GenerationRequest) -> EngineRequest:
+        """As `_resolve`. Grammars and words may take long to prepare: not on the event loop, where all others wait."""
+        if any(getattr(request.config, name) for name in _LONG_TO_PREPARE):
+            return await asyncio.to_thread(self._resolve, request)
+        return self._resolve(request)
 
     def _run_all(self, asked: Sequence[EngineRequest], most: int) -> dict[int, _Written]:
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
@@ -153,7 +166,7 @@ class EngineGenerator:
                 if isinstance(event, PromptScored):
                     prompt_scores[place] = event.scores
                 if isinstance(event, Done):
-                    answers[place] = _Written(event.hypotheses, prompt_scores.get(place))
+                    answers[place] = _Written(event.hypotheses, prompt_scores.get(place), event.timing)
         finally:
             for place in tickets.keys() - answers.keys():
                 tickets[place].cancel()
@@ -179,7 +192,7 @@ class EngineGenerator:
         sequences = [self._sequence(request, asked, each) for each in written.hypotheses]
         scores = written.prompt_scores
         prompt = None if scores is None else self._prompt_logprobs(asked, scores)
-        return GenerationOutput(list(request.prompt_ids), sequences, prompt)
+        return GenerationOutput(list(request.prompt_ids), sequences, prompt, written.timing)
 
     def _sequence(self, request: GenerationRequest, asked: EngineRequest, hypothesis: Hypothesis) -> GeneratedSequence:
         token_ids = [*request.prefix_ids, *hypothesis.tokens]

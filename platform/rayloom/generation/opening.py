@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -115,8 +116,15 @@ def pick_precision(precision: str) -> WeightPrecision:
     raise RequestError(f"precision {precision!r}: expected {', '.join(names)}")
 
 
-def start_engine(opened: Opened, options: EngineOptions) -> EngineGenerator:
+def start_engine(
+    opened: Opened, options: EngineOptions, adapters: Mapping[str, Artifact] | None = None
+) -> EngineGenerator:
     """A generator over an engine of the model's own.
+
+    Args:
+        opened: The model.
+        options: Of the engine.
+        adapters: Further adapters of it that the engine is to know, by name.
 
     Raises:
         ModelError: The engine cannot serve this model.
@@ -128,6 +136,8 @@ def start_engine(opened: Opened, options: EngineOptions) -> EngineGenerator:
     engine = open_engine(base, options)
     if opened.adapter is not None:
         engine.load_adapter(opened.name, opened.adapter)
+    for name, artifact in (adapters or {}).items():
+        engine.load_adapter(name, artifact.adapter_path)
     seq2seq = loaded.family.seq2seq
     resolver = Resolver(
         loaded.tokenizer,

@@ -22,7 +22,7 @@ class RemoteTextGenerator(TextGenerator):
     It has the methods of `TextGenerator`. Parameters are checked by the server, and their defaults are the server's.
 
     Args:
-        path_or_name: None.
+        path_or_name: Name of the model, where the server has several.
         endpoint: URL of the server, such as ``http://127.0.0.1:8000``.
         api_key: Key of the server, if it wants one.
         options: None: device, precision and the like are the server's own.
@@ -39,13 +39,12 @@ class RemoteTextGenerator(TextGenerator):
         api_key: str | None = None,
         **options: Any,
     ) -> None:
-        if path_or_name is not None:
-            raise RequestError("give an artifact (or model), or an endpoint, not both")
         if options:
             raise RequestError(f"{next(iter(options))} is the server's own: leave it out with an endpoint")
         assert endpoint is not None
         self.endpoint = endpoint if isinstance(endpoint, Endpoint) else Endpoint(endpoint, api_key=api_key)
         self.name = self.endpoint.url
+        self._asked_model = {} if path_or_name is None else {"model": str(path_or_name)}
 
     def close(self) -> None:
         """Close all connections."""
@@ -62,7 +61,7 @@ class RemoteTextGenerator(TextGenerator):
         """See `TextGenerator`. Abandoning the iterator makes the server stop."""
         if _num_wanted(params) > 1:
             raise RequestError("num_return_sequences cannot be streamed: leave it out, or do not stream")
-        body = _body(asked_for(text, context, messages), params) | {"stream": True}
+        body = _body(asked_for(text, context, messages), params) | self._asked_model | {"stream": True}
         return _pieces(self.endpoint.events("/generate", body))
 
     def run(
@@ -71,7 +70,7 @@ class RemoteTextGenerator(TextGenerator):
         """See `TextGenerator`; as many requests are in flight as ``batch_size`` says."""
         if batch_size < 1:
             raise RequestError(f"batch_size must be at least 1, not {batch_size}")
-        bodies = [_body(asked, params or {}) | {"details": True} for asked in inputs]
+        bodies = [self._whole(asked, params) for asked in inputs]
         pool = ThreadPoolExecutor(max(min(batch_size, len(bodies)), 1), thread_name_prefix="rayloom-remote")
         try:
             return [_output(found) for found in pool.map(lambda body: self.endpoint.post("/generate", body), bodies)]
@@ -80,7 +79,7 @@ class RemoteTextGenerator(TextGenerator):
 
     async def run_async(self, asked: PromptInput, params: Mapping[str, Any] | None = None) -> GenerationOutput:
         """See `TextGenerator`."""
-        return _output(await self.endpoint.post_async("/generate", _body(asked, params or {}) | {"details": True}))
+        return _output(await self.endpoint.post_async("/generate", self._whole(asked, params)))
 
     def parameters(self, params: Mapping[str, Any]) -> GenerationConfig:
         """What is given, with neutral values for the rest: the server's defaults are not known here."""
@@ -90,6 +89,9 @@ class RemoteTextGenerator(TextGenerator):
     def request(self, asked: PromptInput, config: GenerationConfig) -> NoReturn:
         """Not available: the server encodes prompts."""
         raise RequestError("only the server has the tokenizer: ask it with generate, stream or run")
+
+    def _whole(self, asked: PromptInput, params: Mapping[str, Any] | None) -> dict[str, Any]:
+        return _body(asked, params or {}) | self._asked_model | {"details": True}
 
     def __getattr__(self, name: str) -> NoReturn:
         if name in ("encoder", "generator", "template", "family", "device", "precision", "artifact", "defaults"):

@@ -11,6 +11,7 @@ from rayloom.errors import RequestError
 from rayloom.generation.words import Pieces, token_pieces
 
 _written: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[bytes, bool]] = weakref.WeakKeyDictionary()
+_MOST_KNOWN = 1000
 
 
 class StopStrings:
@@ -67,6 +68,9 @@ def _can_end(tokenizer: PreTrainedTokenizerBase, pieces: Pieces, stop: bytes) ->
     """Whether some token begins with an end of the stop string, or holds it."""
     known = _written.setdefault(tokenizer, {})
     if stop not in known:
-        ends = tuple(stop[-size:] for size in range(1, len(stop) + 1))
+        if len(known) >= _MOST_KNOWN:
+            known.clear()  # callers may have any number of them
+        longest = max((len(piece) for piece in pieces.by_id if piece), default=0)
+        ends = tuple(stop[-size:] for size in range(1, min(len(stop), longest) + 1))
         known[stop] = any(piece.startswith(ends) or stop in piece for piece in pieces.by_id if piece)
     return known[stop]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from rayloom.config import GenerationConfig
 from rayloom.data import Encoder, PromptInput, PromptTemplate
 from rayloom.engine import EngineOptions
 from rayloom.errors import RequestError
+from rayloom.generation.adapted import encoder_of, generator_of, open_adapters
 from rayloom.generation.golden import replay_golden as replay
 from rayloom.generation.opening import Opened, open_path, pick_device, pick_precision, start_engine
 from rayloom.generation.parameters import parse_parameters
@@ -34,7 +36,8 @@ class TextGenerator:
     Args:
         path_or_name: Artifact (folder or URI), model folder or hub name. A plain model takes the
             prompt as it is, or as a user's message if it has a chat template.
-        endpoint: URL of a server that holds the model, instead of a path or name: the same methods over HTTP.
+        endpoint: URL of a server that holds the model: the same methods over HTTP. Where it has several, the path
+            or name is the name of one.
         api_key: Of the server, if it wants one.
         device: ``cpu``, ``cuda``, …; the first GPU if there is one where not given.
         precision: Of the weights: ``fp32``, ``bf16`` or ``int8``.
@@ -43,6 +46,8 @@ class TextGenerator:
             most a quarter of the free memory (on CPUs 2 GiB), where not given.
         replay_golden: Prove that the artifact's golden prompts give the tokens that were recorded
             (answers are compared in fp32 only; prompts always).
+        adapters: Artifacts of LoRA adapters of this very model, by names for `adapted`. They share its batch.
+        max_adapters: Most adapters in memory at once; others are read again when they are asked for.
 
     Raises:
         ArtifactError: No artifact, a damaged one, or one that does not replay.
@@ -68,6 +73,8 @@ class TextGenerator:
         max_batch_size: int = 32,
         cache_gib: float | None = None,
         replay_golden: bool = True,
+        adapters: Mapping[str, str] | None = None,
+        max_adapters: int = 32,
     ) -> None:
         if path_or_name is None or api_key is not None:
             raise RequestError("name an artifact or a model; or give an endpoint, and its api_key if it wants one")
@@ -76,20 +83,24 @@ class TextGenerator:
             precision=pick_precision(precision),
             max_sequences=max_batch_size,
             cache_bytes=None if cache_gib is None else int(cache_gib * 2**30),
+            max_adapters=max_adapters,
         )
-        self._set_up(open_path(path_or_name), chosen, options)
-        if replay_golden and self.artifact is not None:
-            exact = self.precision == "fp32"
-            replay(self.generator, self.encoder, self.artifact.manifest.golden, check_outputs=exact)
+        opened = open_path(path_or_name)
+        self._set_up(opened, chosen, options, open_adapters(opened, adapters or {}))
+        if replay_golden:
+            for each in (self, *map(self.adapted, self.adapters)):
+                each._replay()
 
     @classmethod
     def from_opened(cls, opened: Opened, *, device: str | torch.device | None = None) -> Self:
         """Over a model that is loaded already."""
         self = object.__new__(cls)
-        self._set_up(opened, pick_device(device), EngineOptions())
+        self._set_up(opened, pick_device(device), EngineOptions(), {})
         return self
 
-    def _set_up(self, opened: Opened, device: torch.device, options: EngineOptions) -> None:
+    def _set_up(
+        self, opened: Opened, device: torch.device, options: EngineOptions, adapters: Mapping[str, Artifact]
+    ) -> None:
         self.name: str = opened.name
         self.artifact: Artifact | None = opened.artifact
         self.encoder: Encoder = opened.encoder
@@ -98,9 +109,24 @@ class TextGenerator:
         self.precision = options.precision
         self.device = device
         self._model: torch.nn.Module | None = opened.loaded.model.to(device)
-        self.generator = start_engine(opened, options)
+        self.adapters: Mapping[str, Artifact] = adapters
+        self.generator = start_engine(opened, options, adapters)
         if self.precision != "fp32":
             self._model = None  # the engine has weights of its own then; two copies would take more, not less
+
+    def adapted(self, name: str) -> TextGenerator:
+        """The same model with one of the adapters that it was opened with; its calls share this one's batch.
+
+        Raises:
+            RequestError: It was not opened with such an adapter.
+        """
+        if name not in self.adapters:
+            raise RequestError(f"there is no adapter '{name}'; there are: {', '.join(self.adapters) or 'none'}")
+        artifact, view = self.adapters[name], copy.copy(self)
+        view.name, view.artifact, view.adapters = name, artifact, {}
+        view.encoder, view.defaults = encoder_of(artifact), artifact.manifest.generation
+        view.generator = generator_of(self.generator, name, view.encoder)
+        return view
 
     @property
     def template(self) -> PromptTemplate:
@@ -218,6 +244,11 @@ class TextGenerator:
         return GenerationRequest(
             self.encoder.prompt_ids(asked), config, self.encoder.prefix_ids(prefix) if prefix else []
         )
+
+    def _replay(self) -> None:
+        if self.artifact is not None:
+            exact = self.precision == "fp32"
+            replay(self.generator, self.encoder, self.artifact.manifest.golden, check_outputs=exact)
 
     @property
     def _start(self) -> str:

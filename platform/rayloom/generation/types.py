@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rayloom.config import GenerationConfig
-from rayloom.engine import FinishReason
+from rayloom.engine import FinishReason, Timing
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,13 @@ class GenerationOutput:
         prompt_ids: The prompt's tokens.
         sequences: The answers.
         prompt_logprobs: Of all the prompt's tokens but the first (a forced prefix included), if asked for.
+        timing: How long it took; None where no engine wrote.
     """
 
     prompt_ids: list[int]
     sequences: list[GeneratedSequence]
     prompt_logprobs: list[TokenLogprob] | None = None
+    timing: Timing | None = field(default=None, compare=False)
 
     @property
     def text(self) -> str:
@@ -97,6 +99,7 @@ class Chunk:
         offsets: Where in the answer's text each of these begins, in characters.
         end: With the last chunk: the end-of-sequence token, as in `GeneratedSequence`.
         finish_reason: Why the answer ended; None while it goes on.
+        timing: With the last chunk: how long the request took.
     """
 
     index: int
@@ -106,6 +109,7 @@ class Chunk:
     offsets: tuple[int, ...] = ()
     end: TokenLogprob | None = None
     finish_reason: FinishReason | None = None
+    timing: Timing | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
