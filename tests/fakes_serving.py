@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from rayloom.serving.calls import (
     Choice,
     Completion,
     Event,
+    Figures,
     Health,
     Likely,
     ModelInfo,
@@ -28,11 +29,23 @@ from rayloom.serving.calls import (
     Prompt,
     Started,
     TextCall,
+    Timing,
     Token,
     Tokens,
 )
 
 QA_MODEL = ModelInfo(name="fake-qa", family="t5", task="question-answering", answers_questions=True, created=7)
+TIMING = Timing(submitted_at=1_000_000.0, queued_s=0.25, prefill_s=0.5, decode_s=2.0, num_steps=5)
+FIGURES = Figures(
+    "fake-qa",
+    {
+        "num_running": 3, "num_waiting": 2, "num_sequences": 5, "max_sequences": 8, "num_used_blocks": 40,
+        "num_idle_blocks": 7, "num_blocks": 100, "num_seated_tokens": 900, "num_matched_tokens": 300,
+        "num_preempted": 1, "num_steps": 1234, "num_adapters": 2, "max_adapters": 4,
+    },
+    {"tuned": 3},
+    "replica-1",
+)  # fmt: skip
 PLAIN_MODEL = ModelInfo(name="fake-lm", family="gpt2", task="language-modeling", answers_questions=False)
 
 
@@ -60,7 +73,10 @@ class FakeModel:
             end=_token(b"</s>", 0, 99) if tokens is not None and kept == words else None,
         )
         num_tokens = 0 if call.writes_nothing else len(kept) * (call.best_of or num_answers)
-        return Completion(self._started(call), (choice,) * num_answers, num_tokens)
+        return Completion(self._started(call), (choice,) * num_answers, num_tokens, TIMING)
+
+    def figures(self) -> Figures:
+        return FIGURES
 
     async def stream(self, call: Call) -> AsyncGenerator[Started | Part]:
         self.calls.append(call)
@@ -77,7 +93,7 @@ class FakeModel:
                 yield Part(index, (" " if place else "") + kept[place], 1, shown)
         for index in range(config.num_return_sequences):
             end = _token(b"</s>", 0, 99) if config.logprobs is not None and kept == words else None
-            yield Part(index, "", 0, (), end, "stop" if kept == words else "length")
+            yield Part(index, "", 0, (), end, "stop" if kept == words else "length", TIMING)
 
     def tokens(self, call: TextCall) -> Tokens:
         if call.prompt is None:
@@ -169,11 +185,14 @@ class FakeBackend:
     async def tokens(self, call: TextCall) -> Tokens | Problem:
         return tokens_of(self.model_, call)
 
-    async def model(self) -> ModelInfo | Problem:
-        return self.outcome if isinstance(self.outcome, Problem) else self.model_.info
+    async def models(self) -> Sequence[ModelInfo] | Problem:
+        return self.outcome if isinstance(self.outcome, Problem) else [self.model_.info]
 
     async def health(self) -> Health:
         return self.state
+
+    async def figures(self) -> Sequence[Figures]:
+        return [self.model_.figures()]
 
 
 def post_all(url: str, path: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:

@@ -35,8 +35,9 @@ def unknown_keys(values: dict[str, Any]) -> set[str]:
     return unknown.union(*(missing(ServeApplicationSchema, app) for app in values["applications"]))
 
 
-def test_there_is_one_for_each_family() -> None:
-    assert [path.name for path in FILES] == ["gpt_neo.yaml", "llama_lora.yaml", "t5_qa.yaml"]
+def test_there_is_one_for_each_family_and_for_several_models() -> None:
+    names = ["ab_test.yaml", "gpt_neo.yaml", "llama_lora.yaml", "multi_model.yaml", "t5_qa.yaml"]
+    assert [path.name for path in FILES] == names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -47,9 +48,10 @@ def test_ray_and_we_take_the_file(path: Path) -> None:
     for app in schema.applications:
         assert app.import_path == "rayloom.serving.app:build"
         config = validate(ServingConfig, app.args, path=path)
-        assert config.artifact
+        assert all(single.artifact for single in config.served().values())
         ingress = build(app.args)._bound_deployment
         assert ingress.name == "Http"
+        assert len(ingress.init_args[0]) == len(config.served())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -65,3 +67,24 @@ def test_a_wrong_argument_is_refused_by_name() -> None:
         build({**args, "autoscaling": {"min_replicas": 3, "max_replicas": 2}})
     with pytest.raises(ConfigError, match=r"num_beam.*did you mean 'num_beams'"):
         build({**args, "generation": {"num_beam": 4}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"models": {"qa": {"artifact": "x", "artefact": "x"}}}, r"models\.qa\.artefact.*did you mean 'artifact'"),
+        ({"models": {"qa": {"artifact": "x", "cors_origins": []}}}, r"cors_origins.*unknown key"),
+        ({"routes": {"ab": {"split": {"qa": 1.0}, "splits": {}}}}, r"routes\.ab\.splits.*did you mean 'split'"),
+        ({"artifact": "x"}, r"give an artifact, or models"),
+    ],
+)
+def test_a_wrong_key_of_one_of_several_models_is_refused(change: dict[str, Any], message: str) -> None:
+    args = read(FOLDER / "multi_model.yaml")["applications"][0]["args"]
+    with pytest.raises(ConfigError, match=message):
+        build({**args, **change})
+
+
+def test_serves_own_keys_are_checked_by_serve_and_dropped_ones_by_us() -> None:
+    values = read(FOLDER / "ab_test.yaml")
+    values["applications"][0]["route_prefx"] = "/"
+    assert unknown_keys(values) == {"route_prefx"}

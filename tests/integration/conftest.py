@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from rayloom.config import DatasetConfig, GenerationConfig, LoraConfig, ModelCon
 from rayloom.data import Encoder, PromptInput, PromptTemplate
 from rayloom.generation import TransformersGenerator, make_golden
 from rayloom.models import attach_lora, copy_base, load_model, resolve_source, save_model
+from rayloom.serving.connections import CALLBACK
 
 TEXTS = [
     "The river flows slowly past the old mill, and the miller counts his sacks of grain.",
@@ -30,6 +32,7 @@ TEXTS = [
 def local_ray() -> Iterator[None]:
     """Two logical CPUs, loopback, a temp folder of its own (with a short path: sockets live in it)."""
     temp_dir = tempfile.mkdtemp(prefix="rl-test-")
+    os.environ.setdefault(*CALLBACK)
     ray.init(
         "local",
         num_cpus=4,

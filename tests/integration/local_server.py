@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 
 import uvicorn
 
 from rayloom.serving.access import Access
 from rayloom.serving.answering import answer, answer_in_parts, tokens_of
-from rayloom.serving.calls import Call, Event, Health, ModelInfo, Outcome, Problem, ServedModel, TextCall, Tokens
+from rayloom.serving.calls import Call, Event, Figures, Health, ModelInfo, Outcome, Problem, TextCall, Tokens
+from rayloom.serving.connections import BoundedProtocol
 from rayloom.serving.limits import Limits
+from rayloom.serving.protocols import ServedModel
 from rayloom.serving.routes import create_app
 
 LIMITS = Limits(request_timeout_s=60.0, max_prompt_chars=5000, max_sequences=8)
@@ -33,18 +35,27 @@ class LocalBackend:
     async def tokens(self, call: TextCall) -> Tokens | Problem:
         return tokens_of(self.served, call)
 
-    async def model(self) -> ModelInfo | Problem:
-        return self.served.info
+    async def models(self) -> Sequence[ModelInfo] | Problem:
+        return [self.served.info]
 
     async def health(self) -> Health:
         return Health("ok", 1, self.served.info)
 
+    async def figures(self) -> Sequence[Figures]:
+        return [self.served.figures()]
+
 
 @contextlib.contextmanager
-def listening(served: ServedModel, limits: Limits = LIMITS, access: Access | None = None) -> Iterator[str]:
+def listening(
+    served: ServedModel,
+    limits: Limits = LIMITS,
+    access: Access | None = None,
+    protocol: type[BoundedProtocol] = BoundedProtocol,
+) -> Iterator[str]:
     """The URL of a server that runs while the context lasts."""
     app = create_app(LocalBackend(served), limits, access=access)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off", http=protocol)
+    server = uvicorn.Server(config)
     started = threading.Event()
     announce = server.startup
 

@@ -16,6 +16,7 @@ from rayloom.generation import TextGenerator
 from rayloom.generation.remote import RemoteTextGenerator
 from rayloom.serving import serving
 from tests.fakes_serving import post_all
+from tests.integration.attacking import send, statuses
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -125,3 +126,17 @@ def test_only_one_at_a_time(t5_url: str, tiny_artifact_t5: Path) -> None:
     ):
         pytest.fail("a second one was served")
     assert httpx.get(f"{t5_url}/health").status_code == 200
+
+
+def test_serves_proxies_bear_attacks_on_connections(t5_url: str) -> None:
+    host, port = t5_url.removeprefix("http://").split(":")
+    # Only `BoundedProtocol` answers this; with it come its time limits, which test_attacks_connections.py tests.
+    flood = [b"GET /ready HTTP/1.1\r\n", *[b"X-A: " + b"a" * 1000 + b"\r\n"] * 4000]
+    assert statuses(send((host, int(port)), flood)) in ([400], [])
+    assert statuses(send((host, int(port)), [b"GET /ready HTTP/1.1\r\n" + b"X-A: b\r\n" * 200])) == [400]
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    assert statuses(send((host, int(port)), [head + b"Content-Length: 99999999999\r\n\r\n"])) == [413]
+    chunk = b"10000\r\n" + b"a" * 65536 + b"\r\n"
+    endless = [head + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 400]
+    assert statuses(send((host, int(port)), endless)) in ([413], [])
+    assert httpx.get(f"{t5_url}/ready").status_code == 200

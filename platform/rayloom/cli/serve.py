@@ -27,6 +27,7 @@ def serve(
         bool, typer.Option("--allow-anonymous", help=_help(ServingConfig, "allow_anonymous"))
     ] = False,
     request_timeout_s: Annotated[float | None, typer.Option(help=_help(ServingConfig, "request_timeout_s"))] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help=_help(ServingConfig, "page"))] = False,
 ) -> None:
     """Serve an artifact over HTTP on this machine: the OpenAI API (/v1), /generate, /answer, /health and /docs.
 
@@ -40,13 +41,15 @@ def serve(
         "request_timeout_s": request_timeout_s,
         "keys_file": keys,
         "allow_anonymous": allow_anonymous or None,
+        "page": page or None,
     }
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if max_replicas is not None:
         values["autoscaling"] = {"max_replicas": max_replicas}
     from rayloom.registry import locate
 
-    config = validate(ServingConfig, {"artifact": locate(artifact), **values})
+    locate(artifact)  # a version that is not there is said before anything is imported
+    config = validate(ServingConfig, {"artifact": artifact, **values})
     from rayloom.serving.launcher import serve_artifact
 
     serve_artifact(config, host=host, port=port, say=typer.echo)

@@ -55,9 +55,12 @@ def _message(problem: ErrorDetails, alternatives: Sequence[str]) -> str:
 def _keys_of(location: Location) -> Location:
     # pydantic puts the members of a union into the location ("literal['auto']", "list[str]", "bool").
     types_of_union = {"bool", "int", "float", "str", "list", "dict"}
-    return tuple(
-        part for part in location if isinstance(part, int) or (part.isidentifier() and part not in types_of_union)
-    )
+    return tuple(part for part in location if isinstance(part, int) or (_is_key(part) and part not in types_of_union))
+
+
+def _is_key(part: str) -> bool:
+    """Also of a mapping whose keys are dotted, such as a sweep's space."""
+    return all(name.isidentifier() for name in part.split("."))
 
 
 def _key_named(message: str, section: Location, lines: Lines) -> Location:
@@ -99,7 +102,8 @@ def _fields_at(kind: type[BaseModel], location: Sequence[str | int]) -> Sequence
     for part in location:
         section = _section_in(annotation)
         field = section.model_fields.get(str(part)) if section else None
-        annotation = field.annotation if field else None
+        # A mapping has keys of its own, and sections below them.
+        annotation = field.annotation if field else typing.get_args(annotation)[1] if _is_mapping(annotation) else None
         fields = _sub_fields(annotation)
     return fields
 
@@ -107,6 +111,10 @@ def _fields_at(kind: type[BaseModel], location: Sequence[str | int]) -> Sequence
 def _sub_fields(annotation: Any) -> Sequence[str]:
     section = _section_in(annotation)
     return list(section.model_fields) if section else []
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is dict
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:

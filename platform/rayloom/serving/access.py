@@ -15,6 +15,7 @@ from rayloom.errors import ConfigError
 from rayloom.serving.calls import Problem
 from rayloom.serving.failures import failure, path_of
 from rayloom.serving.keys import ApiKey, hash_of, read_keys
+from rayloom.serving.paths import is_page
 from rayloom.serving.rates import Rates
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and path_of(scope) in OPEN_PATHS):
+        # The page, where there is one, has a gate of its own: browsers send no key of themselves.
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and _is_open(path_of(scope))):
             await self._app(scope, receive, send)
             return
         found = self._access.admit(scope)
@@ -155,6 +157,10 @@ def describe_security(app: FastAPI) -> None:
         return describe()
 
     app.openapi = described  # type: ignore[method-assign]
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or is_page(path)
 
 
 def _bearer(scope: Scope) -> bytes | None:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from pydantic import ValidationError
 
 from rayloom.errors import UserError
-from rayloom.serving.calls import (
-    Call,
-    Event,
-    ModelInfo,
-    Outcome,
-    Problem,
-    ServedModel,
-    TextCall,
-    Tokens,
-)
+from rayloom.serving.calls import Call, Event, ModelInfo, Outcome, Problem, TextCall, Tokens
+from rayloom.serving.protocols import ServedModel
+from rayloom.serving.shapes import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +67,16 @@ def problem_of(error: Exception) -> Problem:
 
 def unknown_model(info: ModelInfo, name: str | None) -> Problem | None:
     """Why a call for a model of this name is not answered here."""
-    if name is None or name == info.name:
+    if info.named(name) is not None:
         return None
-    message = f"the model '{name}' does not exist here; this server has '{info.name}'"
+    return model_not_found(name or "", [info.name, *(adapter.name for adapter in info.adapters)])
+
+
+def model_not_found(name: str, known: Sequence[str]) -> Problem:
+    """What a call for an unknown model is told."""
+    quoted = [f"'{each}'" for each in known]
+    listed = f"{', '.join(quoted[:-1])} and {quoted[-1]}" if len(quoted) > 1 else quoted[0]
+    message = f"the model '{shortened(name)}' does not exist here; this server has {listed}"
     return Problem(404, "model_not_found", message, param="model")
 
 
@@ -84,6 +84,7 @@ def _refusal(info: ModelInfo, call: Call) -> Problem | None:
     """Why the call is for another model, or one that this model's template cannot take: better said than ignored."""
     if unknown := unknown_model(info, call.model):
         return unknown
+    info = info.named(call.model) or info
     if call.asks_question and not info.answers_questions:
         message = f"'{info.name}' ({info.task}) has no prompt template for questions; use POST /generate"
     elif call.prompt.context is not None and not info.takes_context:

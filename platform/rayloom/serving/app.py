@@ -5,30 +5,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from rayloom.config import ServingConfig, validate
+from rayloom.registry import open_registry
 from rayloom.serving.access import Access, LiveKeys
-from rayloom.serving.answering import answer, answer_in_parts, tokens_of
+from rayloom.serving.arms import ArmObserver
 from rayloom.serving.backend import ReplicaBackend
-from rayloom.serving.calls import Call, Event, ModelInfo, Outcome, Problem, ServedModel, TextCall, Tokens
+from rayloom.serving.calls import Following
+from rayloom.serving.capacity import ingress_options, model_options, most_in_flight
+from rayloom.serving.catalog import CatalogBackend
+from rayloom.serving.deploying import FollowLoop, Rollout, digest_of, redeploy
 from rayloom.serving.exposure import check_exposure
+from rayloom.serving.following import Follower, Sources, follows_stage, pinned, source_of
 from rayloom.serving.limits import Limits
+from rayloom.serving.observing.opening import open_observer
+from rayloom.serving.page.mounting import mount_page
+from rayloom.serving.protocols import Backend
+from rayloom.serving.replicas import ModelFactory, ModelReplica, open_text_generator
+from rayloom.serving.retrying import Repeating
 from rayloom.serving.routes import create_app
+from rayloom.serving.splitting import SplitBackend
 
-_UNBOUNDED = 100_000
-
-ModelFactory: TypeAlias = Callable[[ServingConfig], ServedModel]
+_FOLLOW_TIMEOUT_S = 2.0
+_INFO_S = 30.0
+"""Seconds until a model that may have changed is asked again what it is."""
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -39,56 +52,85 @@ def build(args: Mapping[str, Any]) -> Application:
 
     Raises:
         ConfigError: Names the first argument that is wrong, and how to mend it.
+        RegistryError: A version or stage that is not there.
     """
     return application(validate(ServingConfig, args))
 
 
-def application(config: ServingConfig, *, open_model: ModelFactory | None = None) -> Application:
-    """Bind the deployments.
+def application(
+    config: ServingConfig, *, open_model: ModelFactory | None = None, rollout: Rollout | None = None
+) -> Application:
+    """Bind the deployments: one for each model, the ingress, and what follows stages of the registry.
 
     Args:
         config: What to serve, and how.
-        open_model: Opens the model inside a replica; a `TextGenerator` where not given.
+        open_model: Opens a model inside a replica; a `TextGenerator` where not given.
+        rollout: What to open; what the config means now where not given.
+
+    Raises:
+        RegistryError: A version or stage that is not there.
     """
     replica: Any = ModelReplica  # Serve's decorators make deployments of classes, which their types do not say
     ingress: Any = HttpIngress
-    model = replica.options(**_model_options(config)).bind(config, open_model or open_text_generator)
-    app: Application = ingress.options(**_ingress_options(config)).bind(model, config)
+    follower: Any = StageFollower
+    open_model, rollout = open_model or open_text_generator, rollout or Rollout.first(config)
+    models = {}
+    for name, single in config.served().items():
+        ready = pinned(single, rollout.sources[name])
+        deployment = replica.options(name=f"Model-{name}" if config.models else "Model", **model_options(ready))
+        models[name] = rollout.stamped(deployment, ready, open_model, model=name).bind(ready, open_model)
+    follow = None
+    if followed := [name for name, single in config.served().items() if follows_stage(single)]:
+        deployment = rollout.stamped(follower, config, open_model)
+        handles = {name: models[name] for name in followed}
+        follow = deployment.bind(
+            config, rollout.initial, open_model, handles, rollout.registry or open_registry().place
+        )
+    deployment = rollout.stamped(ingress.options(**ingress_options(config)), config, open_model)
+    app: Application = deployment.bind(models, config, follow)
     return app
 
 
-def open_text_generator(config: ServingConfig) -> ServedModel:
-    """Open the artifact for serving. Imports torch, so only replicas call it."""
-    from rayloom.serving.model import TextGeneratorModel
+@serve.deployment(name="Follow", num_replicas=1, ray_actor_options={"num_cpus": 0})
+class StageFollower:
+    """Brings models that follow a stage of the registry to other versions."""
 
-    return TextGeneratorModel.open(config)
+    _loop: FollowLoop | None = None
 
-
-@serve.deployment(name="Model")
-class ModelReplica:
-    """One copy of the model. Calls join and leave its batch at any step."""
-
-    def __init__(self, config: ServingConfig, open_model: ModelFactory) -> None:
+    def __init__(
+        self,
+        config: ServingConfig,
+        initial: Sources,
+        open_model: ModelFactory,
+        followed: Mapping[str, DeploymentHandle[Any]],
+        registry: str,
+    ) -> None:
         logging.getLogger("rayloom").setLevel(logging.INFO)
-        self._model = open_model(config)
+        context, served = serve.get_replica_context(), config.served()
+        own = context.code_version
+        base = None if own == digest_of(config, open_model) else own
 
-    async def complete(self, call: Call) -> Outcome:
-        """The outcome of a call. Serve cancels it when nobody waits any longer, and that frees its place."""
-        return await answer(self._model, call)
+        def look() -> Sources:
+            return {name: source_of(served[name], registry) for name in followed}
 
-    async def stream(self, call: Call) -> AsyncGenerator[Event]:
-        """As `complete`, part by part."""
-        async with aclosing(answer_in_parts(self._model, call)) as events:
-            async for event in events:
-                yield event
+        def deploy(sources: Sources) -> None:
+            rollout = Rollout(initial, sources, base, registry)
+            redeploy(application(config, open_model=open_model, rollout=rollout), context.app_name)
+            for name, handle in followed.items():
+                if served[name].autoscaling.min_replicas == 0:  # nothing may have been opened yet
+                    handle.describe.remote().result()
 
-    async def tokens(self, call: TextCall) -> Tokens | Problem:
-        """Encode or decode."""
-        return tokens_of(self._model, call)
+        self._follower = Follower(initial, followed, look, deploy)
+        self._loop = FollowLoop(self._follower, config.follow_stages_s or math.inf)
 
-    def describe(self) -> ModelInfo:
-        """What is served."""
-        return self._model.info
+    def states(self) -> Mapping[str, Following]:
+        """What every model that follows a stage is at."""
+        return self._follower.states()
+
+    def __del__(self) -> None:
+        """Serve's last word to a replica."""
+        if self._loop is not None:
+            self._loop.stop()
 
 
 @serve.deployment(name="Http")
@@ -96,26 +138,61 @@ class ModelReplica:
 class HttpIngress:
     """Checks requests and hands them to the model replicas; needs no CPU of its own."""
 
-    def __init__(self, model: DeploymentHandle[Any], config: ServingConfig) -> None:
-        self._model, self._config = model, config
+    def __init__(
+        self,
+        models: Mapping[str, DeploymentHandle[Any]],
+        config: ServingConfig,
+        follow: DeploymentHandle[Any] | None = None,
+    ) -> None:
+        self._models, self._config, self._follow = models, config, follow
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the replica stands."""
         config = self._config
-        backend = ReplicaBackend(
-            self._model,
-            app_name=serve.get_replica_context().app_name,
-            may_be_idle=config.autoscaling.min_replicas == 0,
-        )
+        observer = open_observer(config)
+        backend = self._backend(observer.metrics.arms)
         limits = Limits(
             request_timeout_s=config.request_timeout_s,
             max_prompt_chars=config.max_prompt_chars,
             max_sequences=config.max_sequences,
             max_prompts=config.max_prompts,
-            max_in_flight=_most_in_flight(config),
+            max_in_flight=most_in_flight(config),
             max_body_bytes=config.max_body_bytes,
         )
-        return create_app(backend, limits, access=_access(config), cors_origins=config.cors_origins)
+        access = _access(config)
+        app = create_app(backend, limits, access=access, cors_origins=config.cors_origins, observer=observer)
+        if config.page:
+            mount_page(app, access)
+        return app
+
+    def _backend(self, observer: ArmObserver) -> Backend:
+        config, served = self._config, self._config.served()
+        adapters = {adapter: name for name, single in served.items() for adapter in single.adapters}
+        models = {name: Repeating(self._replicas(name, single)) for name, single in served.items()}
+        catalog = CatalogBackend(models, adapters, also=list(config.routes), follows=self._follows)
+        if not config.routes:
+            return catalog
+        return SplitBackend(catalog, config.routes, observer, shadow_timeout_s=config.request_timeout_s)
+
+    def _replicas(self, name: str, config: ServingConfig) -> ReplicaBackend:
+        return ReplicaBackend(
+            self._models[name],
+            app_name=serve.get_replica_context().app_name,
+            may_be_idle=config.autoscaling.min_replicas == 0,
+            scarce=config.adapters if len(config.adapters) > config.max_adapters else (),
+            info_s=_INFO_S if follows_stage(config) else math.inf,
+        )
+
+    async def _follows(self) -> Mapping[str, Following]:
+        """What models that follow a stage are at; nothing is known while whoever follows it is busy or away."""
+        if self._follow is None:
+            return {}
+        try:
+            async with asyncio.timeout(_FOLLOW_TIMEOUT_S):
+                states: Mapping[str, Following] = await self._follow.states.remote()
+        except (TimeoutError, RayError, RayServeException):
+            return {}
+        return states
 
 
 def _access(config: ServingConfig) -> Access | None:
@@ -131,50 +208,3 @@ def _address() -> str | None:
     client = _get_global_client()
     host: str | None = client.http_config.host if client else None
     return host
-
-
-def _model_options(config: ServingConfig) -> dict[str, Any]:
-    return {
-        "ray_actor_options": {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
-        "autoscaling_config": config.autoscaling.model_dump(exclude_none=True),
-        "max_ongoing_requests": _held_by_replica(config),
-        "max_queued_requests": config.max_queued_requests,
-        # Often, so that a lost replica is noticed, and replaced, soon.
-        "health_check_period_s": 2.0,
-        # A replica that is replaced first finishes what it has begun.
-        "graceful_shutdown_timeout_s": config.request_timeout_s,
-    }
-
-
-def _ingress_options(config: ServingConfig) -> dict[str, Any]:
-    # Calls are refused in the ingress, with a reason; so it takes in more requests than calls may be in flight.
-    most = _most_in_flight(config)
-    return {
-        "ray_actor_options": {"num_cpus": 0},
-        "max_ongoing_requests": _UNBOUNDED if most is None else 2 * most + 64,
-        "graceful_shutdown_timeout_s": config.request_timeout_s,
-    }
-
-
-def _most_in_flight(config: ServingConfig) -> int | None:
-    """Calls that all replicas hold, and those that may wait for one."""
-    if config.max_queued_requests < 0:
-        return None
-    return config.max_queued_requests + config.autoscaling.max_replicas * _calls_per_replica(config)
-
-
-def _held_by_replica(config: ServingConfig) -> int:
-    """Calls that a replica takes in.
-
-    With keys it is all of them: owners take turns in the engine, while calls before it wait in the order of arrival, so
-    that a flood would be before everybody else.
-    """
-    if config.keys_file is None:
-        return _calls_per_replica(config)
-    most = _most_in_flight(config)
-    return _UNBOUNDED if most is None else most
-
-
-def _calls_per_replica(config: ServingConfig) -> int:
-    """As many waiting in the engine as it runs at once; never fewer than autoscaling aims at."""
-    return max(2 * config.max_batch_size, math.ceil(config.autoscaling.target_ongoing_requests))

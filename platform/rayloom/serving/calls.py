@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 ProblemType = Literal[
     "invalid_request",
@@ -57,6 +57,8 @@ class Call:
         echoes: The prompt's text is wanted, too.
         owner: Whose call it is: owners take turns.
         priority: Lower goes first.
+        user: Whom the caller names as its own user.
+        sticky: Calls with the same one stay on the same arm of a split; at random where empty.
     """
 
     prompt: Prompt
@@ -69,6 +71,8 @@ class Call:
     echoes: bool = False
     owner: str = ""
     priority: int = 0
+    user: str | None = None
+    sticky: str = ""
 
 
 class Likely(NamedTuple):
@@ -115,6 +119,8 @@ class Started:
         prompt_text: The prompt as the model sees it, if the call echoes it.
         prompt: The prompt's tokens, if they are scored.
         prompt_ids: Their ids.
+        arm: Which model of a split it was; empty where there was no choice.
+        adapter: Name of the adapter that answers; empty for none.
     """
 
     model: str
@@ -123,6 +129,27 @@ class Started:
     prompt_text: str = ""
     prompt: tuple[Token, ...] | None = None
     prompt_ids: tuple[int, ...] = ()
+    arm: str = ""
+    adapter: str = ""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long the engine took for a call.
+
+    Attributes:
+        submitted_at: When it came there, in seconds since 1970 by the replica's clock.
+        queued_s: Seconds until it had a place in the batch.
+        prefill_s: Seconds from then to its first token.
+        decode_s: Seconds from then to its end.
+        num_steps: Tokens of its longest answer.
+    """
+
+    submitted_at: float
+    queued_s: float
+    prefill_s: float
+    decode_s: float
+    num_steps: int
 
 
 @dataclass(frozen=True)
@@ -136,6 +163,7 @@ class Part:
         tokens: Tokens all of whose text is told, if log-probabilities were asked for.
         end: With the last part: the end-of-sequence token, if log-probabilities were asked for.
         finish_reason: Why the answer ended: ``stop``, ``length`` or ``time``; None while it goes on.
+        timing: With the last part: how long the call took.
     """
 
     index: int
@@ -144,6 +172,7 @@ class Part:
     tokens: tuple[Token, ...] = ()
     end: Token | None = None
     finish_reason: FinishReason | None = None
+    timing: Timing | None = None
 
 
 @dataclass(frozen=True)
@@ -175,11 +204,13 @@ class Completion:
         started: Model and prompt.
         choices: The answers, the best first.
         completion_tokens: Tokens of all sequences together, those of candidates that were not chosen included.
+        timing: How long it took.
     """
 
     started: Started
     choices: tuple[Choice, ...]
     completion_tokens: int
+    timing: Timing | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -255,6 +286,8 @@ class ModelInfo:
         takes_context: Whether the template has a place for a context.
         created: When the model was made, in seconds since 1970.
         max_positions: What it holds at most, prompt and answer together; None for no bound.
+        parent: Of an adapter: the model that it changes.
+        adapters: Those that the same replicas serve.
     """
 
     name: str
@@ -264,71 +297,65 @@ class ModelInfo:
     takes_context: bool = True
     created: int = 0
     max_positions: int | None = None
+    parent: str | None = None
+    adapters: tuple[ModelInfo, ...] = ()
+
+    def named(self, name: str | None) -> ModelInfo | None:
+        """The model, or its adapter, of this name; the model itself for none."""
+        if name is None or name == self.name:
+            return self
+        return next((adapter for adapter in self.adapters if adapter.name == name), None)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one replica's engine does now, and has done.
+
+    Attributes:
+        model: Name of the model.
+        numbers: By the names of `rayloom.engine.EngineStats`.
+        adapters: Calls in flight by adapter, of those in memory or in use.
+        replica: Name of the replica.
+        tokens_in_flight: Of all calls in flight: tokens of the prompts, and as many as the answers may have.
+    """
+
+    model: str
+    numbers: Mapping[str, float]
+    adapters: Mapping[str, int] = field(default_factory=dict)
+    replica: str = ""
+    tokens_in_flight: int = 0
+
+
+Status = Literal["ok", "idle", "not_ready"]
+
+
+@dataclass(frozen=True)
+class Following:
+    """A model that follows a stage of the registry.
+
+    Attributes:
+        version: What is served.
+        failure: Why a newer version is not: it could not be opened, or the registry not be read. None if all is well.
+    """
+
+    version: str
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
 class Health:
-    """State of the service.
+    """State of the service, or of one model of several.
 
     Attributes:
         status: ``ok``; ``idle`` if scaled to zero (the next call wakes a replica); ``not_ready`` otherwise.
         num_replicas: Replicas that take calls.
         model: What is served, once a replica has told.
+        models: Each model by its name, where there are several.
+        following: If it follows a stage of the registry.
     """
 
-    status: Literal["ok", "idle", "not_ready"]
+    status: Status
     num_replicas: int
     model: ModelInfo | None = None
-
-
-class ServedModel(Protocol):
-    """A model that writes text for many calls at once."""
-
-    @property
-    def info(self) -> ModelInfo:
-        """What is served."""
-        ...
-
-    async def complete(self, call: Call) -> Completion:
-        """Write for one call, beside all others that run. When cancelled, its place is free at once.
-
-        Raises:
-            UserError: A prompt or parameter that cannot be honoured.
-        """
-        ...
-
-    def stream(self, call: Call) -> AsyncGenerator[Started | Part]:
-        """As `complete`, as it is written. When closed, its place is free at once."""
-        ...
-
-    def tokens(self, call: TextCall) -> Tokens:
-        """Encode or decode.
-
-        Raises:
-            UserError: A prompt that the model cannot take, or a token that it does not have.
-        """
-        ...
-
-
-class Backend(Protocol):
-    """What the HTTP routes stand on: the model replicas, or a fake of them."""
-
-    async def complete(self, call: Call) -> Outcome:
-        """Write for one call. When cancelled, the call is dropped."""
-        ...
-
-    def stream(self, call: Call) -> AsyncGenerator[Event]:
-        """Write for one call, part by part. When closed, the call is dropped."""
-        ...
-
-    async def tokens(self, call: TextCall) -> Tokens | Problem:
-        """Encode or decode."""
-        ...
-
-    async def model(self) -> ModelInfo | Problem:
-        """What is served. Wakes a replica if there is none."""
-        ...
-
-    async def health(self) -> Health:
-        """State of the service. Answers within seconds, however busy the replicas are."""
-        ...
+    models: Mapping[str, Health] = field(default_factory=dict)
+    following: Following | None = None

@@ -15,14 +15,17 @@ from starlette.types import Scope
 
 from rayloom.config import nearest
 from rayloom.serving.calls import Problem, ProblemType
+from rayloom.serving.observing.records import record_of
 from rayloom.serving.openai.answers import error_body
 from rayloom.serving.responses import ErrorResponse
+from rayloom.serving.shapes import shortened
 
 logger = logging.getLogger(__name__)
 
 
 def failure(request: Request, problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The response to a problem."""
+    """The response to a problem, which the request's record is told."""
+    record_of(request).refuse(problem)
     headers = dict(headers or {})
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(problem.retry_after_s)
@@ -74,7 +77,7 @@ def describe_invalid(error: dict[str, Any], known: list[str]) -> str:
         error: One item of ``ValidationError.errors()``, its location starting with ``body``.
         known: Names of the body's fields.
     """
-    location = [str(part) for part in error["loc"][1:]]
+    location = [shortened(str(part)) for part in error["loc"][1:]]
     if error["type"] == "extra_forbidden":
         near = nearest(location[0], known)
         return f"unknown field '{location[0]}'" + (f"; did you mean '{near}'?" if near else "")
@@ -82,14 +85,14 @@ def describe_invalid(error: dict[str, Any], known: list[str]) -> str:
         return f"the body is not valid JSON: {error.get('ctx', {}).get('error', 'cannot be read')}"
     if error["type"] == "missing":
         return f"'{location[0]}' is required" if location else "a JSON body is required"
-    if error["type"] == "model_attributes_type":
+    if error["type"] == "model_attributes_type" and not location:
         return "the body is to be a JSON object, sent with Content-Type: application/json"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{'.'.join(location)}: {message[0].lower()}{message[1:]}" if location else message
 
 
 def _param(error: dict[str, Any]) -> str | None:
-    location = [str(part) for part in error["loc"][1:]]
+    location = [shortened(str(part)) for part in error["loc"][1:]]
     return location[0] if location and error["type"] != "json_invalid" else None
 
 

@@ -15,20 +15,11 @@ from starlette.types import Send
 
 from rayloom.serving.access import key_of
 from rayloom.serving.admission import Admission
-from rayloom.serving.calls import (
-    Backend,
-    Call,
-    Completion,
-    Outcome,
-    Part,
-    Problem,
-    Prompt,
-    Started,
-    TextCall,
-    Tokens,
-)
+from rayloom.serving.calls import Call, Completion, Outcome, Part, Problem, Prompt, Started, TextCall, Tokens
 from rayloom.serving.keys import ApiKey
 from rayloom.serving.limits import Limits, refusal, too_long
+from rayloom.serving.observing.records import Record, record_of
+from rayloom.serving.protocols import Backend
 from rayloom.serving.rates import Rates
 from rayloom.serving.streams import Tagged, gathered, late
 
@@ -52,11 +43,13 @@ class Entry:
         calls: As the model gets them.
         timeout_s: Seconds that they have.
         key: Whose they are; None where no keys are asked for.
+        record: Of the request.
     """
 
     calls: Sequence[Call]
     timeout_s: float
     key: ApiKey | None
+    record: Record
 
     @property
     def owner(self) -> str:
@@ -101,6 +94,7 @@ class Front:
         entry = self._enter(request, calls)
         if isinstance(entry, Problem):
             return entry
+        entry.record.is_stream = True
         lists = gathered([self.backend.stream(call) for call in entry.calls], entry.timeout_s)
         started = EventLists(lists, self, entry)
         try:
@@ -118,6 +112,7 @@ class Front:
     async def tokens(self, request: Request, call: TextCall) -> Tokens | Problem:
         """Encode or decode. For a key, that is a request without tokens."""
         key = key_of(request)
+        record_of(request).key = key.name if key else ""
         refused = too_long(call.prompt or Prompt(token_ids=call.token_ids), self.limits)
         if refused := refused or (self.rates.refusal(key, 1) if key else None):
             return refused
@@ -136,16 +131,19 @@ class Front:
 
     def _enter(self, request: Request, calls: Sequence[Call]) -> Entry | Problem:
         """Let calls in, or say why they stay out."""
-        timeout_s, key = self._timeout_s(request), key_of(request)
+        timeout_s, key, record = self._timeout_s(request), key_of(request), record_of(request)
+        record.enter(calls, key.name if key else "")
         if isinstance(timeout_s, Problem):
             return timeout_s
         refused = refusal(calls, self.limits) or (self.rates.refusal(key, len(calls)) if key else None)
         if refused := refused or self.admission.enter(len(calls), key.name if key else ""):
             return refused
+        calls = [replace(call, sticky=call.user or (key.name if key else record.request_id)) for call in calls]
         if key is None:
-            return Entry(calls, timeout_s, None)
+            return Entry(calls, timeout_s, None, record)
         self.rates.charge_calls(key, len(calls))
-        return Entry([replace(call, owner=key.name, priority=key.priority) for call in calls], timeout_s, key)
+        owned = [replace(call, owner=key.name, priority=key.priority) for call in calls]
+        return Entry(owned, timeout_s, key, record)
 
     def _timeout_s(self, request: Request) -> float | Problem:
         """The server's time for an answer, or less if the client says so."""
@@ -161,7 +159,7 @@ class Front:
         return min(wanted_s, self.limits.request_timeout_s)
 
     async def _all(self, entry: Entry) -> list[Completion] | Problem:
-        tasks = [asyncio.create_task(self._outcome(call, entry.key)) for call in entry.calls]
+        tasks = [asyncio.create_task(self._outcome(number, entry)) for number in range(len(entry.calls))]
         done: list[Completion] = []
         try:
             for task in tasks:
@@ -175,10 +173,11 @@ class Front:
             await asyncio.gather(*tasks, return_exceptions=True)
         return done
 
-    async def _outcome(self, call: Call, key: ApiKey | None) -> Outcome:
-        outcome = await self.backend.complete(call)
+    async def _outcome(self, number: int, entry: Entry) -> Outcome:
+        outcome = await self.backend.complete(entry.calls[number])
         if isinstance(outcome, Completion):
-            self.charge(key, [outcome])
+            self.charge(entry.key, [outcome])
+            entry.record.complete(number, outcome)
         return outcome
 
     def _timed(self, problem: Problem) -> Problem:
@@ -205,7 +204,7 @@ class EventLists:
     async def begin(self) -> Problem | None:
         """Wait for the first list; the problem, if it has one."""
         self._first = await anext(self._lists, [])
-        self._front.charge(self._entry.key, self._first)
+        self._note(self._first)
         problems = [each.event for each in self._first if isinstance(each.event, Problem)]
         return problems[0] if problems else None
 
@@ -213,8 +212,12 @@ class EventLists:
         """All lists."""
         yield self._first
         async for each in self._lists:
-            self._front.charge(self._entry.key, each)
+            self._note(each)
             yield each
+
+    def _note(self, events: list[Tagged]) -> None:
+        self._front.charge(self._entry.key, events)
+        self._entry.record.told(events)
 
     async def aclose(self) -> None:
         """Drop the calls that are not done."""

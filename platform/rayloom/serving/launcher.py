@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
+import os
 import re
 import shutil
 import signal
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import httpx
 import ray
@@ -23,12 +24,17 @@ from ray.serve import Application
 
 from rayloom import errors
 from rayloom.artifacts import open_artifact
-from rayloom.config import ModelConfig, ServingConfig
+from rayloom.config import ModelConfig, ServedModelConfig, ServingConfig
 from rayloom.errors import RayloomError, ServiceError
 from rayloom.models import resolve_source
+from rayloom.registry import is_reference, locate
 from rayloom.serving.access import LiveKeys
-from rayloom.serving.app import ModelFactory, application
+from rayloom.serving.app import application
+from rayloom.serving.capacity import num_cpus
+from rayloom.serving.connections import CALLBACK
 from rayloom.serving.exposure import check_exposure, is_loopback
+from rayloom.serving.page.mounting import check_page
+from rayloom.serving.replicas import ModelFactory
 
 _APP_NAME = "rayloom"
 _KEY_VARIABLE = "RAYLOOM_API_KEY"
@@ -54,14 +60,14 @@ def serve_artifact(
     config = _checked_door(config, host)
     if config.keys_file is None and not is_loopback(host):
         say(f"Warning: listening on {host} lets anyone who reaches it use the model: there are no API keys.")
-    say(f"Opening {config.artifact} …")
+    say(f"Opening {', '.join(single.artifact for single in config.served().values())} …")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with serving(config, host=host, port=port) as url:
         # As Ctrl-C, for those who cannot press it (systemd, containers). Ray has its own idea of it, hence here.
         signal.signal(signal.SIGTERM, _interrupt)
         model = _served_model(url)
         answers, asks_key = model.get("task") != "language-modeling", config.keys_file is not None
-        say(greeting(url, name=str(model.get("name")), answers=answers, asks_key=asks_key))
+        say(greeting(url, name=str(model.get("name")), answers=answers, asks_key=asks_key, has_page=config.page))
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 time.sleep(1.0)
@@ -91,7 +97,9 @@ def serving(
         ServiceError: The port is taken, Serve runs already on this Ray, or the model cannot be opened.
     """
     config, port = _checked_door(config, host), _checked_port(host, port)
-    config = _checked_artifact(config) if open_model is None else config
+    if config.page:
+        check_page()
+    config = _checked_places(config) if open_model is None else config
     with contextlib.ExitStack() as stack:
         if ray.is_initialized():
             _refuse_second()
@@ -103,7 +111,7 @@ def serving(
         yield f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 
 
-def greeting(url: str, *, name: str, answers: bool, asks_key: bool = False) -> str:
+def greeting(url: str, *, name: str, answers: bool, asks_key: bool = False, has_page: bool = False) -> str:
     """What the user sees once the model takes calls: where it is, and how to ask it from a shell and from Python.
 
     Args:
@@ -111,6 +119,7 @@ def greeting(url: str, *, name: str, answers: bool, asks_key: bool = False) -> s
         name: Of the model.
         answers: Whether the model answers questions; else it continues text.
         asks_key: Whether an API key is needed.
+        has_page: Whether there is a page.
     """
     path, field = ("/answer", "question") if answers else ("/generate", "prompt")
     prompt = "What is a kestrel?" if answers else "Once upon a time"
@@ -120,6 +129,7 @@ def greeting(url: str, *, name: str, answers: bool, asks_key: bool = False) -> s
     return (
         f"Serving {name} on {url} (Ctrl-C stops it)\n"
         f"  documentation  {url}/docs\n"
+        f"{f'  page           {url}/ui/' + chr(10) if has_page else ''}"
         f"  OpenAI API     {url}/v1 (model: {name})\n"
         f"  shell\n{_KEY_HINT if asks_key else ''}"
         f"    curl -s {url}{path}{header} -H 'Content-Type: application/json' -d '{body}'\n"
@@ -135,9 +145,13 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _served_model(url: str) -> dict[str, str]:
+    """The first model of several, for examples."""
     health = httpx.get(f"{url}/health", timeout=30.0).json()
-    model: dict[str, str] = health.get("model", {})
-    return model
+    states = health.get("models") or {"": health}
+    for name, state in states.items():
+        if found := state.get("model"):
+            return {**found, **({"name": name} if name else {})}
+    return {}
 
 
 @contextlib.contextmanager
@@ -146,10 +160,11 @@ def _local_ray(config: ServingConfig) -> Iterator[None]:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Sockets live in this folder, and their paths may not be long.
     temp_dir = tempfile.mkdtemp(prefix="rayloom-")
+    os.environ.setdefault(*CALLBACK)  # for Serve's proxies, which inherit it
     try:
         ray.init(
             "local",
-            num_cpus=max(1, math.ceil(config.num_cpus * config.autoscaling.max_replicas)),
+            num_cpus=num_cpus(config),
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
@@ -204,13 +219,28 @@ def _checked_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def _checked_artifact(config: ServingConfig) -> ServingConfig:
+def _checked_places(config: ServingConfig) -> ServingConfig:
     """Local paths made absolute, for replicas run elsewhere; what cannot be opened is refused at once."""
-    path = Path(config.artifact).expanduser()
-    if "://" in config.artifact or (path / "manifest.json").is_file():
-        return config.model_copy(update={"artifact": str(open_artifact(config.artifact).path)})
-    resolve_source(ModelConfig(name=config.artifact))  # fetched here, where its progress and errors are seen
-    return config.model_copy(update={"artifact": str(path.resolve())}) if path.exists() else config
+
+    def checked(model: ServedModelConfig) -> dict[str, Any]:
+        adapters = {name: _checked_place(place) for name, place in model.adapters.items()}
+        return {"artifact": _checked_place(model.artifact), **({"adapters": adapters} if adapters else {})}
+
+    if not config.models:
+        return config.model_copy(update=checked(config))
+    models = {name: model.model_copy(update=checked(model)) for name, model in config.models.items()}
+    return config.model_copy(update={"models": models})
+
+
+def _checked_place(place: str) -> str:
+    path = Path(place).expanduser()
+    if is_reference(place) and not path.exists():
+        open_artifact(locate(place))
+        return place  # what it means may change while it is served
+    if "://" in place or (path / "manifest.json").is_file():
+        return str(open_artifact(place).path)
+    resolve_source(ModelConfig(name=place))  # fetched here, where its progress and errors are seen
+    return str(path.resolve()) if path.exists() else place
 
 
 def _refuse_second() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rayloom.config import GenerationConfig
 from rayloom.serving.calls import Call, Problem, Prompt
@@ -20,6 +22,11 @@ class Limits:
         max_prompts: Most prompts of one request.
         max_in_flight: Calls in flight beyond which others are turned away; None for no bound.
         max_body_bytes: Largest body of a request.
+        body_timeout_s: Seconds that a body may take to come.
+        max_constraint_chars: Most characters of whatever holds an answer to something (schema, expression, choice,
+            words, stop strings, prefix), each. Some cost more than their length to prepare.
+        max_listed: Most choices, or biased tokens.
+        max_words: Most required or forbidden words, or stop strings: each is looked for at every step.
     """
 
     request_timeout_s: float
@@ -28,6 +35,15 @@ class Limits:
     max_prompts: int = 128
     max_in_flight: int | None = None
     max_body_bytes: int = 8 * 2**20
+    body_timeout_s: float = 30.0
+    max_constraint_chars: int = 20_000
+    max_listed: int = 1024
+    max_words: int = 64
+
+
+_CONSTRAINTS = ("stop_strings", "required_words", "forbidden_words", "choice", "regex", "json_schema", "prefix",
+                "logit_bias", "eos_token_id")  # fmt: skip
+_LISTED = ("choice", "logit_bias")
 
 
 def refusal(calls: Sequence[Call], limits: Limits) -> Problem | None:
@@ -50,7 +66,31 @@ def _refused(call: Call, limits: Limits) -> Problem | None:
         if wanted > limits.max_sequences:
             message = f"{name} {wanted} is too many; this server takes {limits.max_sequences}"
             return Problem(400, "invalid_request", message, param=name)
-    return None
+    return next(filter(None, (_too_much(name, call.parameters.get(name), limits) for name in _CONSTRAINTS)), None)
+
+
+def _too_much(name: str, value: Any, limits: Limits) -> Problem | None:
+    """Why a constraint is larger than this server takes."""
+    if value is None:
+        return None
+    most = limits.max_listed if name in _LISTED else limits.max_words
+    if (isinstance(value, list) or name == "logit_bias") and len(value) > most:
+        message = f"{name} has {len(value)} entries; this server takes {most}"
+        return Problem(400, "invalid_request", message, param=name)
+    num_chars = _size(value)
+    if num_chars <= limits.max_constraint_chars:
+        return None
+    message = f"{name} has {num_chars} characters; this server takes {limits.max_constraint_chars}"
+    return Problem(400, "invalid_request", message, param=name)
+
+
+def _size(value: Any) -> int:
+    """Characters of a text, of all texts of a list, or of a schema as JSON."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list):
+        return sum(map(_size, value))
+    return len(json.dumps(value))
 
 
 def too_long(prompt: Prompt, limits: Limits) -> Problem | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, Self
 
+from rayloom import engine
 from rayloom.config import GenerationConfig, ServingConfig
 from rayloom.generation import Chunk, GeneratedSequence, PromptLogprobs, TextGenerator, TokenLogprob
 from rayloom.generation.engine_generator import EngineGenerator
+from rayloom.generation.planning import request_lengths
 from rayloom.generation.resolving import Addressing
 from rayloom.generation.streaming import Answer, Pieces
 from rayloom.generation.words import token_pieces
@@ -18,12 +21,14 @@ from rayloom.serving.calls import (
     Call,
     Choice,
     Completion,
+    Figures,
     Likely,
     ModelInfo,
     Part,
     Prompt,
     Started,
     TextCall,
+    Timing,
     Token,
     Tokens,
 )
@@ -39,14 +44,32 @@ class TextGeneratorModel:
     Args:
         generator: The opened model.
         max_time_s: Seconds after which a call stops in any case: nobody waits for it any longer.
+        parent: Name of the model, if this is an adapter of it.
+        changes: To the generation parameters of the artifact, and of its adapters' artifacts.
     """
 
-    def __init__(self, generator: TextGenerator, *, max_time_s: float) -> None:
+    def __init__(
+        self,
+        generator: TextGenerator,
+        *,
+        max_time_s: float,
+        parent: str | None = None,
+        changes: Mapping[str, Any] | None = None,
+    ) -> None:
         self._generator, self._max_time_s = generator, max_time_s
+        generator.defaults = generator.parameters(changes or {})
         self._prompts = PromptReader(generator)
         self._pieces = token_pieces(generator.encoder.tokenizer).by_id
         self._fingerprint = _fingerprint(generator)
-        self._info = _info(generator)
+        self._adapters = {
+            name: TextGeneratorModel(
+                generator.adapted(name), max_time_s=max_time_s, parent=generator.name, changes=changes
+            )
+            for name in generator.adapters
+        }
+        adapters = tuple(adapter.info for adapter in self._adapters.values())
+        self._info = replace(_info(generator), parent=parent, adapters=adapters)
+        self._tokens_in_flight = 0
 
     @classmethod
     def open(cls, config: ServingConfig) -> Self:
@@ -61,50 +84,75 @@ class TextGeneratorModel:
             max_batch_size=config.max_batch_size,
             cache_gib=config.cache_gib,
             replay_golden=config.replay_golden,
+            adapters=config.adapters,
+            max_adapters=config.max_adapters,
         )
-        generator.defaults = generator.parameters(config.generation)
-        return cls(generator, max_time_s=config.request_timeout_s)
+        if config.name is not None:
+            generator.name = config.name
+        return cls(generator, max_time_s=config.request_timeout_s, changes=config.generation)
 
     @property
     def info(self) -> ModelInfo:
         """See `ServedModel`."""
         return self._info
 
+    def figures(self) -> Figures:
+        """See `ServedModel`."""
+        numbers = asdict(self._generator.generator.service.stats())
+        return Figures(
+            self._info.name,
+            adapters=numbers.pop("adapter_requests"),
+            numbers=numbers,
+            tokens_in_flight=sum(each._tokens_in_flight for each in (self, *self._adapters.values())),
+        )
+
     async def complete(self, call: Call) -> Completion:
         """See `ServedModel`."""
+        if adapter := self._adapters.get(call.model or ""):
+            return await adapter.complete(call)
         asked = self._ask(call)
-        output = await self._writer(call).generate_async(asked.request)
+        with self._counted(asked):
+            output = await self._writer(call).generate_async(asked.request)
         started = self._started(asked, output.prompt_logprobs)
         if call.writes_nothing:
-            return Completion(started, (Choice("", "length"),), 0)
+            return Completion(started, (Choice("", "length"),), 0, _timing(output.timing))
         num_tokens = sum(len(sequence.token_ids) for sequence in output.sequences)
         sequences = output.sequences
         if call.best_of is not None:
             sequences = sorted(sequences, key=_likelihood, reverse=True)[: _num_wanted(call)]
         shows_tokens = call.parameters.get("logprobs") is not None
         choices = [self._choice(asked, sequence, shows_tokens=shows_tokens) for sequence in sequences]
-        return Completion(started, tuple(choices), num_tokens)
+        return Completion(started, tuple(choices), num_tokens, _timing(output.timing))
 
     async def stream(self, call: Call) -> AsyncGenerator[Started | Part]:
         """See `ServedModel`. Nothing is told before there is a first token: until then the call may be refused."""
+        asking = self._adapters.get(call.model or "", self)
+        async with aclosing(asking._written(call)) as events:
+            async for event in events:
+                yield event
+
+    async def _written(self, call: Call) -> AsyncGenerator[Started | Part]:
         asked = self._ask(call)
         prompt_logprobs: Sequence[TokenLogprob] | None = None
         has_started = False
-        async with aclosing(self._writer(call).chunks(asked.request, start=asked.start)) as chunks:
-            async for chunk in chunks:
-                if isinstance(chunk, PromptLogprobs):
-                    prompt_logprobs = chunk.logprobs
-                    continue
-                if not has_started:
-                    yield self._started(asked, prompt_logprobs)
-                    has_started = True
-                if not call.writes_nothing:
-                    yield self._part(chunk)
+        with self._counted(asked):
+            async with aclosing(self._writer(call).chunks(asked.request, start=asked.start)) as chunks:
+                async for chunk in chunks:
+                    if isinstance(chunk, PromptLogprobs):
+                        prompt_logprobs = chunk.logprobs
+                        continue
+                    if not has_started:
+                        yield self._started(asked, prompt_logprobs)
+                        has_started = True
+                    if not call.writes_nothing:
+                        yield self._part(chunk)
         if call.writes_nothing:
             yield Part(0, "", finish_reason="length")
 
     def tokens(self, call: TextCall) -> Tokens:
         """See `ServedModel`."""
+        if adapter := self._adapters.get(call.model or ""):
+            return adapter.tokens(call)
         if call.prompt is None:
             text = self._prompts.text(Prompt(token_ids=call.token_ids))
             return Tokens(text, call.token_ids, self._info.max_positions)
@@ -120,6 +168,17 @@ class TextGeneratorModel:
         config = config.model_copy(update={"max_time": max_time})
         return self._prompts.ask(call.prompt, config, prompt_logprobs=_num_scored(call, config), echoes=call.echoes)
 
+    @contextmanager
+    def _counted(self, asked: Asked) -> Iterator[None]:
+        """Counts the tokens of a call while it lasts: those of its prompt, and those that it may write."""
+        lengths = request_lengths(asked.request, self._generator.generator.resolver.window)
+        num_tokens = len(asked.request.prompt_ids) + lengths.max_new_tokens * asked.request.config.num_return_sequences
+        self._tokens_in_flight += num_tokens
+        try:
+            yield
+        finally:
+            self._tokens_in_flight -= num_tokens
+
     def _writer(self, call: Call) -> EngineGenerator:
         generator = self._generator.generator
         own = generator.addressing
@@ -134,6 +193,7 @@ class TextGeneratorModel:
             prompt_text=asked.text,
             prompt=None if logprobs is None else self._prompt_tokens(asked, logprobs),
             prompt_ids=tuple(prompt_ids),
+            adapter=self._info.name if self._info.parent is not None else "",
         )
 
     def _prompt_tokens(self, asked: Asked, logprobs: Sequence[TokenLogprob]) -> tuple[Token, ...]:
@@ -159,7 +219,8 @@ class TextGeneratorModel:
     def _part(self, chunk: Chunk) -> Part:
         tokens = tuple(self._token(*each) for each in zip(chunk.logprobs, chunk.offsets, strict=True))
         end = None if chunk.end is None else self._token(chunk.end, len(chunk.text))
-        return Part(chunk.index, chunk.text, chunk.num_tokens, tokens, end, chunk.finish_reason)
+        timing = _timing(chunk.timing)
+        return Part(chunk.index, chunk.text, chunk.num_tokens, tokens, end, chunk.finish_reason, timing)
 
     def _token(self, logprob: TokenLogprob, offset: int) -> Token:
         top = tuple(Likely(token, self._raw(token), max(value, _LEAST)) for token, value in logprob.top)
@@ -167,6 +228,10 @@ class TextGeneratorModel:
 
     def _raw(self, token: int) -> bytes:
         return (self._pieces[token] if token < len(self._pieces) else None) or b""
+
+
+def _timing(timing: engine.Timing | None) -> Timing | None:
+    return None if timing is None else Timing(**asdict(timing))
 
 
 def _num_wanted(call: Call) -> int:

@@ -141,25 +141,63 @@ class ServedModelBody(BaseModel):
     task: str
 
 
-class HealthResponse(BaseModel):
-    """State of the service."""
+class FollowingBody(BaseModel):
+    """A model that follows a stage of the registry."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    status: Literal["ok", "idle"]
-    """``idle``: scaled to zero; the next call wakes a replica."""
+    version: str
+    """What is served: a version of the registry, or where there is none the artifact's last folder."""
+    failure: str | None = None
+    """Why a newer version is not."""
+
+
+class _State(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     num_replicas: int
     """Replicas that take calls."""
     model: ServedModelBody | None = None
     """What is served, once a replica has told."""
+    following: FollowingBody | None = None
+    """Of a model that follows a stage of the registry."""
+
+
+class ModelHealth(_State):
+    """State of one model of several."""
+
+    status: Literal["ok", "idle", "not_ready"]
+    """``idle``: scaled to zero; the next call wakes a replica."""
+
+    @classmethod
+    def of(cls, health: Health) -> ModelHealth:
+        """The state's body."""
+        return cls.model_validate(_state_of(health))
+
+
+class HealthResponse(_State):
+    """State of the service."""
+
+    status: Literal["ok", "idle"]
+    """``idle``: scaled to zero; the next call wakes a replica."""
+    models: dict[str, ModelHealth] | None = None
+    """Where there are several: each by its name."""
 
     @classmethod
     def of(cls, health: Health) -> HealthResponse:
         """The response for a state that is not ``not_ready``."""
-        model = health.model and ServedModelBody(
-            name=health.model.name, family=health.model.family, task=health.model.task
-        )
-        return cls.model_validate({"status": health.status, "num_replicas": health.num_replicas, "model": model})
+        models = {name: ModelHealth.of(each) for name, each in health.models.items()}
+        return cls.model_validate({**_state_of(health), "models": models or None})
+
+
+def _state_of(health: Health) -> dict[str, Any]:
+    model, following = health.model, health.following
+    return {
+        "status": health.status,
+        "num_replicas": health.num_replicas,
+        "model": model and ServedModelBody(name=model.name, family=model.family, task=model.task),
+        "following": following and FollowingBody(version=following.version, failure=following.failure),
+    }
 
 
 class ErrorDetail(BaseModel):

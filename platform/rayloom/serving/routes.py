@@ -11,14 +11,18 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import BaseModel
 
 from rayloom.serving.access import Access, Guard, describe_security
+from rayloom.serving.arms import ARM_HEADER, ArmHeader
 from rayloom.serving.bodies import BodyLimit
-from rayloom.serving.calls import Backend, Completion, Problem
+from rayloom.serving.calls import Completion, Problem
 from rayloom.serving.events import OwnEvents
 from rayloom.serving.failures import add_error_handlers, failure
 from rayloom.serving.front import TIMEOUT_HEADER, EventStream, Front
 from rayloom.serving.limits import Limits
+from rayloom.serving.observing.observer import ID_HEADER, Observer, Watched
+from rayloom.serving.observing.routes import add_metrics
 from rayloom.serving.openai.requests import ChatRequest, CompletionRequest
 from rayloom.serving.openai.routes import add_routes
+from rayloom.serving.protocols import Backend
 from rayloom.serving.responses import (
     AnswerResponse,
     DetokenizeResponse,
@@ -46,6 +50,7 @@ _STATUSES = {
     401: "No good API key (where keys are asked for)",
     403: "The API key lacks a scope",
     404: "No such model",
+    408: "The body came too slowly",
     413: "The prompt, or the body, is too long",
     422: "A field is unknown, missing or out of range",
     429: "Too many calls are waiting, or the key has used up its minute",
@@ -56,7 +61,7 @@ _STATUSES = {
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text} for status, text in _STATUSES.items()
 }
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+_STREAM: dict[str, dict[str, Any]] = {"text/event-stream": {}}  # OpenAPI 3.1 has no words for events
 
 
 def create_app(
@@ -65,7 +70,7 @@ def create_app(
     *,
     access: Access | None = None,
     cors_origins: Sequence[str] = (),
-    title: str = "Rayloom",
+    observer: Observer | None = None,
 ) -> FastAPI:
     """The application: ``/v1/…``, ``/generate``, ``/answer``, ``/tokenize``, ``/health`` and the like, and ``/docs``.
 
@@ -74,15 +79,23 @@ def create_app(
         limits: What a caller may ask for.
         access: Asks every caller for a key; anyone may come in where not given.
         cors_origins: Web sites whose pages may call from a browser; ``*`` for all.
-        title: Heading of the documentation page.
+        observer: Keeps the books of requests; one with metrics alone where not given.
     """
-    app = FastAPI(title=title, summary="Text generation with a fine-tuned model.", version="1")
-    app.add_middleware(BodyLimit, most=limits.max_body_bytes)
+    observer = observer or Observer()
+    app = FastAPI(
+        title="Rayloom",
+        summary="Text generation with a fine-tuned model.",
+        version="1",
+        telemetry=observer.telemetry(),
+    )
+    app.add_middleware(ArmHeader)
+    app.add_middleware(BodyLimit, most=limits.max_body_bytes, within_s=limits.body_timeout_s)
     if access is not None:
         app.add_middleware(Guard, access=access)
         describe_security(app)
     if cors_origins:
-        _allow_origins(app, cors_origins)  # outermost: browsers ask beforehand, without a key
+        _allow_origins(app, cors_origins)  # outside of the guard: browsers ask beforehand, without a key
+    app.add_middleware(Watched, observer=observer)
     add_error_handlers(app, _BODIES)
     front = Front(backend, limits, access.rates if access else None)
 
@@ -91,6 +104,7 @@ def create_app(
         return RedirectResponse("docs")
 
     _add_states(app, backend)
+    add_metrics(app, backend, observer)
     add_routes(app, front)
     _add_writing(app, front)
     _add_tokens(app, front)
@@ -102,8 +116,8 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
         CORSMiddleware,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", TIMEOUT_HEADER],
-        expose_headers=["Retry-After"],
+        allow_headers=["Authorization", "Content-Type", TIMEOUT_HEADER, ID_HEADER],
+        expose_headers=["Retry-After", ID_HEADER, ARM_HEADER],
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rayloom.config import GenerationConfig
 from rayloom.serving.calls import Call, Prompt, TextCall
+from rayloom.serving.shapes import check_shape
+
+_MOST_LISTED = 10_000
 
 
 def _show_as_request(schema: dict[str, Any]) -> None:
@@ -29,10 +31,11 @@ class GenerationParameters(GenerationConfig):
     def _clean(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        try:
-            json.dumps(values, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("the text is not valid Unicode (half of a surrogate pair)") from None
+        check_shape(values)
+        for name in GenerationConfig.model_fields.keys() & values.keys():
+            # Each mistake in a list is an error of its own; limits proper come later, where they are known.
+            if isinstance(values[name], list | dict) and len(values[name]) > _MOST_LISTED:
+                raise ValueError(f"{name} has {len(values[name])} entries; at most {_MOST_LISTED} make sense")
         return {name: value for name, value in values.items() if value is not None}
 
     @model_validator(mode="after")
@@ -55,9 +58,17 @@ class Message(BaseModel):
     content: str
 
 
+Messages = Annotated[list[Message], Field(fail_fast=True)]
+"""A list of a million mistakes is one mistake."""
+
+
 class OwnRequest(GenerationParameters):
     """What bodies of `/generate` and `/answer` have in common."""
 
+    model: str | None = None
+    """Name of the model; whichever is served where not given."""
+    user: str | None = None
+    """Whom this is for, by the caller's own name: an A/B split keeps the same user on the same model."""
     stream: bool = False
     """Send the answer as it is written, as server-sent events."""
     details: bool = False
@@ -71,7 +82,7 @@ class GenerateRequest(OwnRequest):
     """Input of the model's own prompt template: the text to continue, question, document or instruction."""
     context: str | None = None
     """What the prompt is about, for models whose template has a place for it."""
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: Messages | None = Field(None, min_length=1)
     """A conversation instead of a prompt, for models with a chat template."""
 
     @model_validator(mode="after")
@@ -85,7 +96,8 @@ class GenerateRequest(OwnRequest):
     def call(self) -> Call:
         """What the replica gets."""
         messages = None if self.messages is None else tuple(each.model_dump() for each in self.messages)
-        return Call(Prompt(self.prompt, self.context, messages), self.parameters)
+        prompt = Prompt(self.prompt, self.context, messages)
+        return Call(prompt, self.parameters, model=self.model, user=self.user)
 
 
 class AnswerRequest(OwnRequest):
@@ -98,19 +110,31 @@ class AnswerRequest(OwnRequest):
 
     def call(self) -> Call:
         """What the replica gets."""
-        return Call(Prompt(self.question, self.context), self.parameters, asks_question=True)
+        prompt = Prompt(self.question, self.context)
+        return Call(prompt, self.parameters, asks_question=True, model=self.model, user=self.user)
 
 
-class TokenizeRequest(BaseModel):
-    """A text or a conversation."""
+class TokensRequest(BaseModel):
+    """What bodies of `/tokenize` and `/detokenize` have in common."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_shape(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            check_shape(values)
+        return values
+
+
+class TokenizeRequest(TokensRequest):
+    """A text or a conversation."""
 
     model: str | None = None
     """Name of the model; whichever is served where not given."""
     prompt: str | None = None
     """A text, as `/v1/completions` takes it."""
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: Messages | None = Field(None, min_length=1)
     """A conversation, as `/v1/chat/completions` takes it."""
     add_special_tokens: bool = True
     """Whether a text gets the tokenizer's special tokens; a conversation always has its template's."""
@@ -128,14 +152,12 @@ class TokenizeRequest(BaseModel):
         return TextCall(prompt, adds_special_tokens=self.add_special_tokens, model=self.model)
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(TokensRequest):
     """Tokens."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     model: str | None = None
     """Name of the model; whichever is served where not given."""
-    tokens: list[int]
+    tokens: Annotated[list[int], Field(fail_fast=True)]
     """Token ids."""
 
     def call(self) -> TextCall:

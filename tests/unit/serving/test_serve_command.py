@@ -18,7 +18,7 @@ def cli() -> Typer:
 def test_help_of_the_command_comes_from_the_config(cli: Typer) -> None:
     shown = CliRunner().invoke(cli, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
     assert shown.exit_code == 0
-    for option in ("--host", "--port", "--max-batch-size", "--max-replicas", "--num-gpus", "--keys"):
+    for option in ("--host", "--port", "--max-batch-size", "--max-replicas", "--num-gpus", "--keys", "--no-page"):
         assert option in shown.output
     assert "Most sequences (beams and answers counted one by one) that are generated together." in shown.output
 

@@ -14,11 +14,16 @@ from rayloom.serving.schemas import GenerationParameters
 
 _PROMPT_KINDS = "a text, a list of texts, a list of token ids, or a list of such lists"
 
+_MOST_PROMPTS = 4096
+"""Of one request, whatever a server's own limit is: it is looked at only when there is a call for each."""
+
 
 def _checked_prompt(value: Any) -> Any:
     items = value if isinstance(value, list) else [value]
     kinds = [kind for kind in (str, int, list) if items and all(type(item) is kind for item in items)]
     inner = [each for item in items if isinstance(item, list) for each in item]
+    if kinds != [int] and len(items) > _MOST_PROMPTS:
+        raise ValueError(f"{len(items)} prompts are too many")
     if not kinds or (kinds == [int] and items is not value) or not all(type(each) is int for each in inner):
         raise ValueError(f"the prompt is {_PROMPT_KINDS}")
     return value
@@ -64,7 +69,7 @@ class SharedRequest(GenerationParameters):
     presence_penalty: Literal[0] | None = None
     """Only 0: take `repetition_penalty` instead."""
     user: str | None = None
-    """Accepted and not used."""
+    """Whom this is for, by the caller's own name: an A/B split keeps the same user on the same model."""
 
     @property
     def num_answers(self) -> int:
@@ -102,6 +107,7 @@ class CompletionRequest(SharedRequest):
             scores_prompt=self.echo and self.logprobs is not None,
             writes_nothing=self.max_tokens == 0,
             echoes=self.echo,
+            user=self.user,
         )
         return [_with_prompt(call, each) for each in self._prompts()]
 
@@ -138,7 +144,7 @@ class ChatMessage(_Part):
 
     role: Literal["system", "developer", "user", "assistant"]
     """Who says it; `developer` is another name of `system`."""
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     """What is said; pieces are put together."""
 
     def plain(self) -> dict[str, str]:
@@ -187,7 +193,7 @@ class ChatRequest(SharedRequest):
     A model without one takes a single message, from the user: it fills the template that the model was trained with.
     """
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(min_length=1)
     """The conversation; the last turn is the user's."""
     max_tokens: int | None = Field(None, ge=1)
     """Older name of `max_completion_tokens`."""
@@ -218,7 +224,7 @@ class ChatRequest(SharedRequest):
             parameters["json_schema"] = schema
         _check_stream_options(self)
         messages = tuple(message.plain() for message in self.messages)
-        return [Call(Prompt(messages=messages), parameters, model=self.model)]
+        return [Call(Prompt(messages=messages), parameters, model=self.model, user=self.user)]
 
 
 def _check_stream_options(body: SharedRequest) -> None:

@@ -36,6 +36,7 @@ class ModelBody(_Body):
     created: int
     owned_by: str = "rayloom"
     max_model_len: int | None = None
+    parent: str | None = None
 
 
 class ModelList(_Body):

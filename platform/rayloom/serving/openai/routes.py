@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from rayloom.errors import RequestError
-from rayloom.serving.answering import problem_of, unknown_model
+from rayloom.serving.answering import model_not_found, problem_of
 from rayloom.serving.calls import Call, ModelInfo, Problem
 from rayloom.serving.failures import failure
 from rayloom.serving.front import EventStream, Front
@@ -23,6 +24,7 @@ _STATUSES = {
     401: "No good API key (where keys are asked for)",
     403: "The API key lacks a scope",
     404: "No such model",
+    408: "The body came too slowly",
     413: "The prompt, or the body, is too long",
     429: "Too many calls are waiting, or the key has used up its minute",
     500: "The server failed",
@@ -32,7 +34,7 @@ _STATUSES = {
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text} for status, text in _STATUSES.items()
 }
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+_STREAM: dict[str, dict[str, Any]] = {"text/event-stream": {}}  # OpenAPI 3.1 has no words for events
 
 
 def add_routes(app: FastAPI, front: Front) -> None:
@@ -85,20 +87,20 @@ def _add_models(app: FastAPI, front: Front) -> None:
         tags=["OpenAI"],
     )
     async def models(request: Request) -> ModelList | JSONResponse:
-        """What is served."""
-        info = await front.backend.model()
-        return failure(request, info) if isinstance(info, Problem) else ModelList(data=[_model(info)])
+        """What is served: models, their adapters, and names that stand for several."""
+        found = await front.backend.models()
+        return failure(request, found) if isinstance(found, Problem) else ModelList(data=_listed(found))
 
     @app.get(
         "/v1/models/{model:path}", response_model=ModelBody, responses=errors | {404: _ERRORS[404]}, tags=["OpenAI"]
     )
     async def model(request: Request, model: str) -> ModelBody | JSONResponse:
         """One served model."""
-        info = await front.backend.model()
-        if isinstance(info, Problem):
-            return failure(request, info)
-        unknown = unknown_model(info, model)
-        return failure(request, unknown) if unknown else _model(info)
+        found = await front.backend.models()
+        if isinstance(found, Problem):
+            return failure(request, found)
+        listed = {each.id: each for each in _listed(found)}
+        return listed[model] if model in listed else failure(request, model_not_found(model, list(listed)))
 
 
 async def _streamed(request: Request, front: Front, calls: list[Call], chunks: Chunks) -> Response:
@@ -120,5 +122,9 @@ def _shared(body: SharedRequest) -> dict[str, Any]:
     return {"num_answers": body.num_answers, "includes_usage": includes_usage}
 
 
-def _model(info: ModelInfo) -> ModelBody:
-    return ModelBody(id=info.name, created=info.created, max_model_len=info.max_positions)
+def _listed(models: Sequence[ModelInfo]) -> list[ModelBody]:
+    every = [each for model in models for each in (model, *model.adapters)]
+    return [
+        ModelBody(id=info.name, created=info.created, max_model_len=info.max_positions, parent=info.parent)
+        for info in every
+    ]

@@ -1,0 +1,46 @@
+"""The page through Ray Serve's own proxy, over a real model: a browser's stream comes back while it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from rayloom.config import ServingConfig
+from rayloom.serving import serving
+from tests.browser.served import Visit, is_drawn
+from tests.integration.conftest import build_artifact, local_ray
+from tests.integration.test_serving_seen import total
+
+__all__ = ["local_ray"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Iterator[str]:
+    artifact = build_artifact(tmp_path_factory.mktemp("t5"), "t5", lora=None)
+    generation = {"max_new_tokens": 3500, "min_new_tokens": 3500}
+    with serving(ServingConfig(artifact=str(artifact), num_cpus=0.5, page=True, generation=generation)) as url:
+        yield url
+
+
+def running(url: str) -> float:
+    return total(httpx.get(f"{url}/metrics", timeout=30.0).text, "rayloom_engine_running_requests")
+
+
+def test_writing(visit: Callable[..., Visit], url: str) -> None:
+    seen = visit(f"{url}/ui/")
+    answer = seen.page.locator("#write-answer textarea")
+    expect(seen.page.locator("#write-model input")).to_have_value("tiny-t5")
+    seen.page.locator("#write-prompt textarea").fill("Who built the mill?")
+    seen.page.locator("#write-start").click()
+    status = seen.page.locator("#write-status")
+    expect(status).to_contain_text("writing")
+    expect(answer).not_to_have_value("")
+    first = answer.input_value()
+    expect(answer).not_to_have_value(first)
+    assert running(url) == 1
+    assert is_drawn(seen.shot("on-ray"))
