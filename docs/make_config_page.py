@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rayloom.config import EvaluateJob, GateConfig, RunConfig, ServingConfig
+from rayloom.config import EvaluateJob, ExperimentConfig, GateConfig, RunConfig, ServingConfig, SweepConfig
 
 PAGE = Path(__file__).parent / "config.md"
 _INTRO = """\
@@ -20,6 +20,8 @@ changed for one run: `rayloom train config.yaml --set training.num_epochs=1`.
 _PARTS = (
     ("Training run: `config.yaml`, `jobs/finetune/*.yaml`", RunConfig),
     ("Evaluation job: `jobs/evaluate/*.yaml`", EvaluateJob),
+    ("Sweep: `jobs/sweep/*.yaml`", SweepConfig),
+    ("Experiment: `jobs/experiments/*.yaml`", ExperimentConfig),
     ("Gate of a model: the file of `rayloom models gate NAME FILE`", GateConfig),
     ("Served model: `args` of an application in `serve_configs/*.yaml`", ServingConfig),
 )
@@ -44,7 +46,7 @@ def _sections(schema: dict[str, Any], section: dict[str, Any], path: str, shown:
             required = name in section.get("required", ())
             own.append(f"| `{name}` | {_type(field)} | {_default(field, required)} | {_meaning(field)} |")
             continue
-        key = f"{path}{name}"
+        key = f"{path}{name}" + (".NAME" if "additionalProperties" in field else "")
         if reference in shown:
             inner.append(f"### `{key}`\n\nAs `{name}` above.\n")
             continue
@@ -58,7 +60,8 @@ def _sections(schema: dict[str, Any], section: dict[str, Any], path: str, shown:
 
 
 def _section_of(field: dict[str, Any]) -> str | None:
-    choices = field.get("anyOf") or field.get("allOf") or [field]
+    of_each = field.get("additionalProperties")
+    choices = field.get("anyOf") or field.get("allOf") or [of_each if isinstance(of_each, dict) else field]
     return next((choice["$ref"].rsplit("/", 1)[-1] for choice in choices if "$ref" in choice), None)
 
 
@@ -73,7 +76,8 @@ def _type(field: dict[str, Any]) -> str:
         return f"[{', '.join(_type(item) for item in field['prefixItems'])}]"
     if field.get("type") == "array":
         return f"list of {_type(field['items'])}"
-    name = {"string": "text", "object": "mapping", "boolean": "true / false"}.get(field["type"], field["type"])
+    kind = field.get("type", "value")
+    name = {"string": "text", "object": "mapping", "boolean": "true / false"}.get(kind, kind)
     return " ".join([name, *_bounds(field)])
 
 

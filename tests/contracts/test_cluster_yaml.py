@@ -12,6 +12,8 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from rayloom.serving.connections import guard_proxy
+
 PATH = Path(__file__).parents[2] / "cluster.yaml"
 
 
@@ -59,3 +61,8 @@ def test_the_token_check_is_on_and_the_dashboard_is_not_public(written: dict[str
     starts = [*written["head_start_ray_commands"], *written["worker_start_ray_commands"]]
     assert any("--dashboard-host=127.0.0.1" in command for command in starts)
     assert not any("0.0.0.0" in command for command in starts)
+
+
+def test_serves_proxies_are_guarded(written: dict[str, Any]) -> None:
+    name = f"{guard_proxy.__module__}.{guard_proxy.__qualname__}"
+    assert f"--env RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH={name}" in written["docker"]["run_options"]

@@ -11,7 +11,7 @@ import pytest
 from rayloom.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "jobs").rglob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "jobs").rglob("*.md")]
 PAGES += (ROOT / "platform/rayloom/cli/project").rglob("*.md")
 COMMANDS = {
     *(command.name or command.callback.__name__ for command in app.registered_commands if command.callback),

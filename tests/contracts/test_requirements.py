@@ -25,7 +25,14 @@ RUN = named(PROJECT["dependencies"])
 OPTIONAL = named([line for extra, lines in EXTRAS.items() if extra != "dev" for line in lines])
 DEV = named(EXTRAS["dev"])
 # Modules that come with a package of another name.
-PACKAGE_OF = {"yaml": "pyyaml", "starlette": "fastapi", "pydantic_core": "pydantic", "mlflow": "mlflow-skinny"}
+PACKAGE_OF = {
+    "yaml": "pyyaml",
+    "starlette": "fastapi",
+    "pydantic_core": "pydantic",
+    "mlflow": "mlflow-skinny",
+    "pythonjsonlogger": "python-json-logger",
+    "opentelemetry": "opentelemetry-sdk",
+}
 
 
 def pins() -> dict[str, Requirement]:

@@ -35,7 +35,9 @@ def cluster(monkeypatch):
     often = functools.partial(ScalingConfig, elastic_resize_monitor_interval_s=5.0)
     monkeypatch.setattr(training, "ScalingConfig", often)
     Path("/tmp/ray").mkdir(exist_ok=True)  # cluster_utils expects it
-    cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
+    # Its hooks for the end of the process can be set in the main thread only, and a node is added from another.
+    head = NODE | {"include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
     cluster.add_node(**NODE)
     ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield cluster

@@ -15,6 +15,7 @@ from rayloom.cli.config import config_app
 from rayloom.cli.demo import demo
 from rayloom.cli.doctor import doctor
 from rayloom.cli.evaluate import evaluate
+from rayloom.cli.experiments import experiments_app
 from rayloom.cli.generate import generate
 from rayloom.cli.init import init
 from rayloom.cli.keys import keys_app
@@ -23,6 +24,7 @@ from rayloom.cli.models import models_app
 from rayloom.cli.runs import runs_app
 from rayloom.cli.serve import serve
 from rayloom.cli.submit import submit
+from rayloom.cli.sweep import sweep_app
 from rayloom.cli.train import train
 from rayloom.errors import RayloomError
 
@@ -45,9 +47,11 @@ app.command()(serve)
 app.command()(merge)
 app.command()(submit)
 app.command()(demo)
+app.add_typer(sweep_app, name="sweep")
 app.add_typer(config_app, name="config")
 app.add_typer(runs_app, name="runs")
 app.add_typer(models_app, name="models")
+app.add_typer(experiments_app, name="experiments")
 app.add_typer(keys_app, name="keys")
 
 

@@ -65,9 +65,9 @@ def evaluate(
     outcome = measure(job, baseline=baseline, device=device, quiet=as_json)
     if attach:
         from rayloom.evaluation.gating import attach_report
-        from rayloom.registry import Registry
+        from rayloom.registry import open_registry
 
-        version = attach_report(Registry(), job.artifact, outcome.paths.json)
+        version = attach_report(open_registry(), job.artifact, outcome.paths.json)
         if not as_json:
             console.print(f"attached to [bold]{escape(version.name)}[/]", highlight=False)
     if as_json:

@@ -18,7 +18,7 @@ def submit(
     set_: Overrides = [],  # noqa: B006 - typer copies it
     wait: Annotated[bool, typer.Option(help="Follow the log until the job ends.")] = True,
 ) -> None:
-    """Run a job file (training or evaluation) on a Ray cluster.
+    """Run a job file (training, sweep or evaluation) on a Ray cluster.
 
     The working folder is uploaded, without .venv, .git, runs and reports.
     """

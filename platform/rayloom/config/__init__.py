@@ -2,6 +2,7 @@
 
 from rayloom.config.dataset import DatasetConfig
 from rayloom.config.evaluation import EvaluationConfig
+from rayloom.config.experiments import ExperimentConfig, ExperimentPlot, ExperimentSystem
 from rayloom.config.gate import AgainstProduction, GateConfig, Threshold
 from rayloom.config.generation import GenerationConfig
 from rayloom.config.loading import (
@@ -18,7 +19,9 @@ from rayloom.config.loading import (
 from rayloom.config.model import LoraConfig, ModelConfig, RandomInit, TaskType
 from rayloom.config.problems import nearest
 from rayloom.config.run import EvaluateJob, OutputConfig, RunConfig
-from rayloom.config.serving import AutoscalingConfig, ServingConfig, WeightPrecision
+from rayloom.config.serving import AutoscalingConfig, RouteConfig, ServedModelConfig, ServingConfig, WeightPrecision
+from rayloom.config.sweep import Dimension, SweepConfig
+from rayloom.config.sweep_file import Sweep, load_sweep
 from rayloom.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from rayloom.config.training import DistributedConfig, Precision, TrainingConfig
 
@@ -26,9 +29,13 @@ __all__ = [
     "AgainstProduction",
     "AutoscalingConfig",
     "DatasetConfig",
+    "Dimension",
     "DistributedConfig",
     "EvaluateJob",
     "EvaluationConfig",
+    "ExperimentConfig",
+    "ExperimentPlot",
+    "ExperimentSystem",
     "GateConfig",
     "GenerationConfig",
     "LoraConfig",
@@ -37,8 +44,12 @@ __all__ = [
     "OutputConfig",
     "Precision",
     "RandomInit",
+    "RouteConfig",
     "RunConfig",
+    "ServedModelConfig",
     "ServingConfig",
+    "Sweep",
+    "SweepConfig",
     "TaskType",
     "Threshold",
     "TrackingConfig",
@@ -52,6 +63,7 @@ __all__ = [
     "load_job",
     "load_run_config",
     "load_section",
+    "load_sweep",
     "nearest",
     "parse_yaml",
     "validate",

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from rayloom.config.base import Section
 from rayloom.config.problems import Lines, Location, config_error, dotted
 from rayloom.config.run import EvaluateJob, RunConfig
+from rayloom.config.sweep import SweepConfig
 from rayloom.errors import ConfigError
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -36,23 +37,33 @@ def load_run_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfi
     return load_section(RunConfig, path, overrides)
 
 
-def load_job(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig | EvaluateJob:
-    """Read a file from ``jobs/``: an evaluation if it names an artifact, else a training run."""
+def load_job(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig | EvaluateJob | SweepConfig:
+    """Read a file from ``jobs/``: an evaluation if it names an artifact, a sweep if a space, else a training run."""
     values, _ = read_yaml(Path(path))
     if "artifact" in values:
         return load_section(EvaluateJob, path, overrides)
+    if "space" in values:
+        return load_section(SweepConfig, path, overrides)
+    if "systems" in values:
+        raise ConfigError(f"this is an experiment: run it with rayloom experiments run {path}", path=path)
     return load_section(RunConfig, path, overrides)
 
 
 def load_section(kind: type[SectionT], path: Path | str, overrides: Sequence[str] = ()) -> SectionT:
     """Read a YAML file as the given section. See `load_run_config` for arguments and errors."""
     path = Path(path)
-    values, lines = read_yaml(path)
-    for override in overrides:
-        lines[_apply_override(values, override)] = 0
+    values, lines = read_values(path, overrides)
     for keys in _PATH_KEYS:
         _anchor_path(values, keys, path.resolve().parent)
     return validate(kind, values, path=path, lines=lines)
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Lines]:
+    """A file's values with ``a.b=c`` overrides on top, and the line of every key (0 for an override's)."""
+    values, lines = read_yaml(path)
+    for override in overrides:
+        lines[_apply_override(values, override)] = 0
+    return values, lines
 
 
 def build_section(kind: type[SectionT], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> SectionT:

@@ -112,7 +112,7 @@ def compare(
     names = [system.name for system in systems]
     if len(set(names)) < len(names) or len(names) < 2:
         raise RequestError(f"a comparison needs two systems that differ, not {', '.join(names) or 'none'}")
-    found = [_apart(system, questions, config, device, _named(progress, system.name)) for system in systems]
+    found = [measure_apart(system, questions, config, device, _named(progress, system.name)) for system in systems]
     first = found[0].splits[0]
     tests = [{}, *(significance(result.splits[0], first, config) for result in found[1:])]
     contestants = [
@@ -146,10 +146,15 @@ def _named(progress: Progress | None, name: str) -> Progress | None:
     return lambda what, done, total: progress(f"{name}: {what}", done, total)
 
 
-def _apart(
+def measure_apart(
     system: System, questions: Questions, config: EvaluationConfig, device: str | None, progress: Progress | None
 ) -> EvaluationResult:
-    """Measure a system in a fresh process: what it takes at its peak is then not another's."""
+    """Measure a system in a fresh process: what it takes at its peak is then not another's. See `compare`.
+
+    Raises:
+        RequestError: It cannot be measured as it was asked.
+        EngineError: Its process failed.
+    """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(there, system, questions, config, device), daemon=True)

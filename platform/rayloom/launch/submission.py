@@ -1,4 +1,4 @@
-"""Training and evaluation as Ray jobs."""
+"""Training, sweeps and evaluation as Ray jobs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from urllib.parse import urlparse
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from rayloom.config import EvaluateJob, RunConfig, load_job
+from rayloom.config import EvaluateJob, RunConfig, SweepConfig, load_job
 from rayloom.errors import ConfigError, ServiceError
 
+Job = RunConfig | EvaluateJob | SweepConfig
 _AGENT_WAIT_S = 180.0
 _NO_AGENT = (
     f"the cluster's job agent did not come up in {_AGENT_WAIT_S:.0f} s. Another Ray on that machine may hold its port "
@@ -24,6 +25,7 @@ _EXCLUDED = [
     ".git",
     ".venv",
     "runs",
+    "sweeps",
     "reports",
     "**/__pycache__",
     ".mypy_cache",
@@ -72,17 +74,17 @@ def submit_job(
     return job_id
 
 
-def _command(job: RunConfig | EvaluateJob, path: Path, address: str, overrides: Sequence[str]) -> list[str]:
+def _command(job: Job, path: Path, address: str, overrides: Sequence[str]) -> list[str]:
     try:
         inside = path.resolve().relative_to(Path.cwd())
     except ValueError:
         raise ConfigError("the job file must lie inside the working folder, which is uploaded", path=path) from None
-    verb = "evaluate" if isinstance(job, EvaluateJob) else "train"
+    verb = "evaluate" if isinstance(job, EvaluateJob) else "sweep" if isinstance(job, SweepConfig) else "train"
     sets = [part for override in overrides for part in ("--set", override)]
     return ["python", "-m", "rayloom", verb, str(inside), *sets, *_outside_the_upload(job, path, address)]
 
 
-def _outside_the_upload(job: RunConfig | EvaluateJob, path: Path, address: str) -> list[str]:
+def _outside_the_upload(job: Job, path: Path, address: str) -> list[str]:
     """Results must not land in the uploaded copy of the working folder, which the cluster throws away."""
     key, place = (
         ("output", job.output) if isinstance(job, EvaluateJob) else ("output.storage_path", job.output.storage_path)

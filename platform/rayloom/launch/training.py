@@ -29,6 +29,7 @@ from rayloom.launch.worker import Payload
 from rayloom.training import CheckpointStore, Commit, Identity
 
 Announce = Callable[[Prepared, Cluster, Run], None]
+Begin = Callable[[CheckpointStore, Sink], object]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,13 @@ class TrainOutcome:
 
 
 def run_training(
-    config: RunConfig, *, sink: Sink, announce: Announce, resume: bool = False, verbose: bool = False
+    config: RunConfig,
+    *,
+    sink: Sink,
+    announce: Announce,
+    resume: bool = False,
+    begin: Begin | None = None,
+    verbose: bool = False,
 ) -> TrainOutcome:
     """Train, and publish the best checkpoint.
 
@@ -58,6 +65,7 @@ def run_training(
         sink: Takes progress as it comes.
         announce: Called once all is ready to start.
         resume: Go on with the run that ``output.run_name`` names.
+        begin: Puts a first checkpoint into a new run's store, which training then goes on from.
         verbose: Show the workers' own output.
 
     Raises:
@@ -73,6 +81,8 @@ def run_training(
         store = CheckpointStore(run.checkpoints_path, identity, note=lambda text: sink(Note(text)))
         if resume:
             check_checkpoints(store, sink)
+        elif begin is not None:
+            begin(store, sink)
         with ray_session(config.distributed, verbose=verbose) as cluster:
             check_resources(config, cluster)
             run.start(config)
