@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from rayloom.serving.limits import Limits
 from rayloom.serving.page.mounting import mount_page
 from rayloom.serving.routes import create_app
 from tests.fakes_serving import FakeBackend
+from tests.integration.local_server import running
 
 PHONE = {"width": 375, "height": 720}
 DESK = {"width": 1280, "height": 900}
@@ -49,23 +49,8 @@ def page_served(backend: FakeBackend, access: Access | None = None) -> Iterator[
     """The URL of a service with a page."""
     app = create_app(backend, LIMITS, access=access)
     mount_page(app, access)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="on"))
-    started = threading.Event()
-    announce = server.startup
-
-    async def startup(sockets: object = None) -> None:
-        await announce(sockets)  # type: ignore[arg-type]
-        started.set()
-
-    server.startup = startup  # type: ignore[method-assign,assignment]
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    assert started.wait(60.0), "uvicorn did not start"
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(30.0)
+    with running(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="on")) as url:
+        yield url
 
 
 @dataclass

@@ -55,6 +55,13 @@ def listening(
     """The URL of a server that runs while the context lasts."""
     app = create_app(LocalBackend(served), limits, access=access)
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off", http=protocol)
+    with running(config) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def running(config: uvicorn.Config) -> Iterator[str]:
+    """The URL of a server, in a thread of its own while the context lasts."""
     server = uvicorn.Server(config)
     started = threading.Event()
     announce = server.startup
@@ -66,10 +73,9 @@ def listening(
     server.startup = startup  # type: ignore[method-assign,assignment]
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    assert started.wait(30.0), "uvicorn did not start"
-    port = server.servers[0].sockets[0].getsockname()[1]
+    assert started.wait(60.0), "uvicorn did not start"
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(30.0)
