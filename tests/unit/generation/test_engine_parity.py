@@ -126,7 +126,7 @@ def test_prompts_that_the_encoder_reads_in_pieces_change_nothing(monkeypatch: py
 
     monkeypatch.setattr(Scheduler, "computed", watch)
     compare("t5", 20, 3, EngineOptions(max_sequences=16, max_step_tokens=18, debug=True))
-    # How many steps read depends on how requests and steps fall together in time; none would mean that nothing is tested.
+    # How many steps read is a matter of timing; none would mean that nothing was tested.
     assert sum(reading is not None for reading in readings) >= 4
 
 
