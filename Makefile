@@ -96,10 +96,10 @@ bench: setup ## run every benchmark but bench-engine, whose peers take gigabytes
 bench-peers: setup ## environments of the engine's peers, for bench-engine (several GB of downloads)
 	@$(BIN)/python benchmarks/peers/setup.py
 
-bench-engine: setup ## the engine against its peers (ROUNDS=1: half an hour)
+bench-engine: setup ## the engine against its peers (ROUNDS=1: an hour)
 	@$(BIN)/python benchmarks/bench_engine.py --rounds $(ROUNDS)
 
-bench-serving: setup ## the service: what HTTP and Ray cost, tutorials' services, floods, overload, a soak (an hour)
+bench-serving: setup ## the service: what HTTP and Ray cost, tutorials' services, floods, overload, a soak (long)
 	@$(BIN)/python benchmarks/bench_serving.py --rounds $(ROUNDS)
 
 bench-train: setup ## training against transformers.Trainer; checkpoints, workers and ZeRO (quarter of an hour)

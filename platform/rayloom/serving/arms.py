@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -45,24 +44,6 @@ class ArmObserver(Protocol):
     def ended(self, call: ArmCall) -> None:
         """A call has ended. Must not fail, nor take long."""
         ...
-
-
-class Tally:
-    """Counts calls to arms.
-
-    Attributes:
-        calls: By route, arm, whether it was a copy, and status.
-        tokens: Tokens written, by route, arm and whether it was a copy.
-    """
-
-    def __init__(self) -> None:
-        self.calls: Counter[tuple[str, str, bool, int]] = Counter()
-        self.tokens: Counter[tuple[str, str, bool]] = Counter()
-
-    def ended(self, call: ArmCall) -> None:
-        """See `ArmObserver`."""
-        self.calls[call.route, call.arm, call.is_shadow, call.status] += 1
-        self.tokens[call.route, call.arm, call.is_shadow] += call.num_tokens
 
 
 def arm_of(route: str, split: Mapping[str, float], sticky: str) -> str:

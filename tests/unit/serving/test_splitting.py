@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rayloom.config import RouteConfig
 from rayloom.serving.access import Access, LiveKeys
-from rayloom.serving.arms import Tally, arm_of
+from rayloom.serving.arms import ArmCall, arm_of
 from rayloom.serving.calls import Call, Completion, Health, ModelInfo, Problem, Prompt, Started
 from rayloom.serving.catalog import CatalogBackend
 from rayloom.serving.keys import KeyStore, Terms
@@ -25,6 +25,24 @@ from tests.fakes_serving import FakeBackend, FakeModel
 
 LIMITS = Limits(request_timeout_s=5.0, max_prompt_chars=50, max_sequences=4)
 SPLIT = {"v1": 0.75, "v2": 0.25}
+
+
+class Tally:
+    """Counts calls to arms.
+
+    Attributes:
+        calls: By route, arm, whether it was a copy, and status.
+        tokens: Tokens written, by route, arm and whether it was a copy.
+    """
+
+    def __init__(self) -> None:
+        self.calls: Counter[tuple[str, str, bool, int]] = Counter()
+        self.tokens: Counter[tuple[str, str, bool]] = Counter()
+
+    def ended(self, call: ArmCall) -> None:
+        """See `ArmObserver`."""
+        self.calls[call.route, call.arm, call.is_shadow, call.status] += 1
+        self.tokens[call.route, call.arm, call.is_shadow] += call.num_tokens
 
 
 class Split:
