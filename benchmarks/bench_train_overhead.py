@@ -43,7 +43,7 @@ from rayloom.launch.progress import Event, watched
 from rayloom.launch.shipping import pack
 from rayloom.launch.worker import Payload, build_backend
 from rayloom.models import ModelSource
-from rayloom.training import EvalRecord, Job, Progress, StepRecord, train
+from rayloom.training import EvalRecord, Job, Progress, StepRecord, keep_freed_memory, train
 
 TARGET = 1.05
 PLAIN, DEEPSPEED, RAY = "bare, plain PyTorch", "bare, DeepSpeed", "Ray Train + DeepSpeed"
@@ -188,6 +188,7 @@ def bare_worker(config: RunConfig, source: ModelSource, rows: EncodedDataset) ->
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(int(config.distributed.cpus_per_worker))
+    keep_freed_memory()
     backend, tokenizer = build_backend(config, source, torch.device("cpu"), longest=int(rows.lengths.max()))
     records = Records()
     train(Job(config, rows, no_rows(rows), tokenizer.pad_token_id), backend, records)

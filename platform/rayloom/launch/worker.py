@@ -32,6 +32,7 @@ from rayloom.training import (
     PlainBackend,
     Progress,
     TokenLoss,
+    keep_freed_memory,
     load_progress,
     train,
 )
@@ -79,6 +80,7 @@ def work(payload: Payload) -> dict[str, Any]:
     unpack(payload.source, files)
     device = get_device()
     if device.type == "cpu":
+        keep_freed_memory()
         torch.set_num_threads(max(1, math.floor(payload.config.distributed.cpus_per_worker)))
     train_rows: Dataset = ray.get(payload.train)
     longest = int(train_rows.lengths.max())

@@ -4,6 +4,7 @@ from rayloom.training.backends import Backend, PlainBackend
 from rayloom.training.checkpoint import Progress, load_progress, load_weights
 from rayloom.training.commits import Commit, Identity
 from rayloom.training.deepspeed_backend import DeepSpeedBackend, deepspeed_config
+from rayloom.training.heap import keep_freed_memory
 from rayloom.training.job import Job
 from rayloom.training.loop import train
 from rayloom.training.loss import TokenLoss
@@ -31,6 +32,7 @@ __all__ = [
     "Validation",
     "Validator",
     "deepspeed_config",
+    "keep_freed_memory",
     "load_progress",
     "load_weights",
     "train",

@@ -74,7 +74,11 @@ class PlainBackend:
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._half is torch.float16)
         self._parallel: nn.Module = self.module
         if distributed.world_size() > 1:
-            self._parallel = DistributedDataParallel(self.module, device_ids=_device_ids(device))
+            self._parallel = DistributedDataParallel(
+                self.module,
+                device_ids=_device_ids(device),
+                gradient_as_bucket_view=True,  # else every gradient is copied into its bucket, and back
+            )
 
     def loss(self, batch: Batch) -> Tensor:
         """See `Backend.loss`."""

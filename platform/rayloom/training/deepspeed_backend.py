@@ -42,7 +42,9 @@ def deepspeed_config(config: RunConfig, *, on_gpu: bool) -> dict[str, Any]:
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
         "gradient_clipping": training.max_grad_norm,
         "zero_optimization": zero,
-        "bf16": {"enabled": training.bf16},
+        # The check is a pass over all gradients, before DeepSpeed's own pass for the norm. Only who skips needs to know
+        # before the update; who stops learns it from the norm (see `FiniteWatch`).
+        "bf16": {"enabled": training.bf16, "check_grad_overflow": training.non_finite == "skip"},
         "fp16": {"enabled": training.fp16},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
@@ -95,8 +97,7 @@ class DeepSpeedBackend:
             self._engine.zero_grad()
             return plain_norm
         self._engine.step()
-        norm: Tensor | float | None = plain_norm if plain_norm is not None else self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else norm
+        return plain_norm if plain_norm is not None else _honest(self._engine.get_global_grad_norm())
 
     def _norm_of_plain_gradients(self) -> Tensor | None:
         """Stage 0 in float32 leaves the optimizer unwrapped, and DeepSpeed then knows no norm."""
@@ -199,6 +200,15 @@ def convert_deepspeed(folder: Path, place: Path, module: TokenLoss, device: torc
     stage = Layout.read(folder / _FOLDER).stage
     import_deepspeed(on_gpu=device.type == "cuda")
     from_deepspeed(folder / _FOLDER / _TAG, place, module=module, weights=folder, stage=stage)
+
+
+def _honest(norm: Tensor | float | None) -> Tensor | float:
+    """A norm that is nan where it is not finite: DeepSpeed says None before its first one, and -1 for nan and inf."""
+    if norm is None:
+        return float("nan")
+    return (
+        torch.where(norm >= 0, norm, torch.nan) if isinstance(norm, Tensor) else (norm if norm >= 0 else float("nan"))
+    )
 
 
 def _full_shape(parameter: torch.nn.Parameter) -> torch.Size:

@@ -1,0 +1,69 @@
+"""Gradients that are not finite under DeepSpeed, which has its own ways to say so (-1) and to leave updates out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import multiprocessing
+import os
+import socket
+
+import torch
+
+from rayloom.errors import TrainingError
+from rayloom.training import DeepSpeedBackend, Job, TokenLoss, train
+from tests.fakes import KeptReports, random_examples, run_config, tiny_model
+
+STEPS = 4
+CASES = list(itertools.product((0, 1, 2, 3), ("fp32", "bf16"), ("stop", "skip")))
+
+
+class Losses(KeptReports):
+    """Keeps no checkpoints."""
+
+    def checkpoint(self, folder, progress, metrics):
+        """Not needed here."""
+
+
+def outcome(stage, precision, policy, folder):
+    """What became of a run whose second step has gradients that are not finite: its complaint, or its notes."""
+    training = {"batch_size": 2, "num_epochs": 1, "logging_steps": 1, "non_finite": policy}
+    training["bf16"] = precision == "bf16"
+    config = run_config(training=training, distributed={"zero_stage": stage})
+    module = TokenLoss(tiny_model("llama"), seq2seq=False)
+    steps = itertools.count(1)
+    next(module.model.parameters()).register_hook(lambda g: g * math.inf if next(steps) == 2 else g)
+    rows = random_examples(2 * STEPS, seq2seq=False, seed=0)
+    reports = Losses(folder)
+    try:
+        train(Job(config, rows, rows, 0), DeepSpeedBackend(module, config, torch.device("cpu")), reports)
+    except TrainingError as error:
+        return str(error)
+    return [*reports.notes, [record.loss for record in reports.steps]]
+
+
+def outcomes(folder):
+    """Of all cases, in a process of its own: DeepSpeed makes a process group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = str(port)
+    torch.set_num_threads(1)
+    return {case: outcome(*case, folder) for case in CASES}
+
+
+def test_every_stage_stops_or_skips_as_it_was_told(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply(outcomes, (tmp_path,))
+    for (stage, precision, policy), result in found.items():
+        case = f"ZeRO {stage}, {precision}, {policy}: {result}"
+        if policy == "stop":
+            assert isinstance(result, str), case
+            assert result.startswith("step 2: the gradient of train rows "), case
+        else:
+            *notes, losses = result
+            assert len(notes) == 1, case
+            assert notes[0].startswith("step 2 skipped: the gradient of train rows "), case
+            assert len(losses) == STEPS, case
+            assert all(map(math.isfinite, losses)), case
