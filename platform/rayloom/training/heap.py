@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
 
     A step allocates and frees the same large tensors again and again. By default glibc gets those from the system and
     gives them back each time, and the system has to find and zero every page anew: for a small model a fifth of a
-    step (benchmarks/bench_train.py). The process then keeps the memory of its largest step until it ends; only tensors of
-    a GiB and more are still given back.
+    step. The process then keeps the memory of its largest step until it ends; only tensors of a GiB and more are still
+    given back.
 
     Returns:
         Whether it did: False where the C library is not glibc, whose heap is left as it is.
