@@ -17,7 +17,7 @@ LM_EVAL ?= $(HOME)/.cache/rayloom-bench/lm-eval
 # So do the other clients that the service is tested with.
 CLIENTS ?= $(HOME)/.cache/rayloom-bench/clients
 
-.PHONY: help setup demo test test-unit test-integration test-parity test-faults test-elastic test-clients test-serving-soak test-browser test-slow check format docs bench bench-engine bench-serving bench-train bench-peers clean
+.PHONY: help setup demo test test-unit test-integration test-parity test-faults test-vllm test-elastic test-clients test-serving-soak test-chaos test-browser test-slow check format docs bench bench-engine bench-serving bench-train bench-peers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ test-parity: setup ## hundreds of random requests per family against transformer
 test-faults: setup ## kill workers, drivers and a node at random moments; the weights must not notice (an hour)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/faults
 
+test-vllm: setup ## vLLM as the engine, against Rayloom's own; makes an environment for it first (gigabytes)
+	@$(BIN)/python benchmarks/peers/setup.py vllm
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/vllm
+
 test-elastic: setup ## runs that go on with other workers and another ZeRO stage, and how far they deviate
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow tests/elastic
 
@@ -69,13 +73,16 @@ test-clients: setup ## lm-eval, LangChain and schemathesis against a served mode
 test-serving-soak: setup ## 10,000 clients that hang up at random moments; nothing may be left of them (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m slow tests/integration/test_disconnects.py
 
+test-chaos: setup ## kill replicas of two served models every few seconds under load, and update them meanwhile (7 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/chaos
+
 test-browser: setup ## the page and the HTML reports in Debian's Chromium, without a screen
 	@command -v chromium > /dev/null || { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium > /dev/null; } \
 	  || { echo "install Debian's package chromium first"; exit 1; }
 	@$(BIN)/python -m pytest -q -m slow tests/browser
 
 test-slow: setup ## whole runs that take minutes
-	@$(BIN)/python -m pytest -q -m slow --ignore=tests/faults --ignore=tests/elastic --ignore=tests/browser tests
+	@$(BIN)/python -m pytest -q -m slow --ignore=tests/faults --ignore=tests/elastic --ignore=tests/browser --ignore=tests/vllm --ignore=tests/chaos tests
 
 check: setup ## formatting, lint, types, and who may import whom
 	@$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayloom.config import WeightPrecision
+from rayloom.config import EngineKind, WeightPrecision
 from rayloom.errors import RequestError
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ def generate(
     precision: Annotated[
         WeightPrecision, typer.Option(help="Of the weights. bf16 and int8 are faster on CPUs; some answers differ.")
     ] = "fp32",
+    engine: Annotated[
+        EngineKind,
+        typer.Option(help="What computes. vllm: decoder models, from the environment that RAYLOOM_VLLM_PYTHON names."),
+    ] = "rayloom",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1 …", show_default="the first GPU if there is one")
     ] = None,
@@ -73,7 +77,7 @@ def generate(
     from rayloom.generation import TextGenerator
     from rayloom.registry import locate
 
-    generator = TextGenerator(locate(model), device=device, precision=precision)
+    generator = TextGenerator(locate(model), device=device, precision=precision, engine=engine)
     generator.parameters(params)  # refuse before reading or writing anything
     if stream:
         _stream(generator, texts, context, params)

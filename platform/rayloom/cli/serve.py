@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rayloom.config import AutoscalingConfig, ServingConfig, WeightPrecision, validate
+from rayloom.config import AutoscalingConfig, EngineKind, ServingConfig, WeightPrecision, validate
 
 
 def _help(section: type[ServingConfig] | type[AutoscalingConfig], field: str) -> str:
@@ -19,6 +19,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 8000,
     max_batch_size: Annotated[int | None, typer.Option(help=_help(ServingConfig, "max_batch_size"))] = None,
     precision: Annotated[WeightPrecision | None, typer.Option(help=_help(ServingConfig, "precision"))] = None,
+    engine: Annotated[EngineKind | None, typer.Option(help=_help(ServingConfig, "engine"))] = None,
     num_cpus: Annotated[float | None, typer.Option(help=_help(ServingConfig, "num_cpus"))] = None,
     num_gpus: Annotated[float | None, typer.Option(help=_help(ServingConfig, "num_gpus"))] = None,
     max_replicas: Annotated[int | None, typer.Option(help=_help(AutoscalingConfig, "max_replicas"))] = None,
@@ -36,6 +37,7 @@ def serve(
     given = {
         "max_batch_size": max_batch_size,
         "precision": precision,
+        "engine": engine,
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
         "request_timeout_s": request_timeout_s,

@@ -19,7 +19,14 @@ from rayloom.config.loading import (
 from rayloom.config.model import LoraConfig, ModelConfig, RandomInit, TaskType
 from rayloom.config.problems import nearest
 from rayloom.config.run import EvaluateJob, OutputConfig, RunConfig
-from rayloom.config.serving import AutoscalingConfig, RouteConfig, ServedModelConfig, ServingConfig, WeightPrecision
+from rayloom.config.serving import (
+    AutoscalingConfig,
+    EngineKind,
+    RouteConfig,
+    ServedModelConfig,
+    ServingConfig,
+    WeightPrecision,
+)
 from rayloom.config.sweep import Dimension, SweepConfig
 from rayloom.config.sweep_file import Sweep, load_sweep
 from rayloom.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
@@ -31,6 +38,7 @@ __all__ = [
     "DatasetConfig",
     "Dimension",
     "DistributedConfig",
+    "EngineKind",
     "EvaluateJob",
     "EvaluationConfig",
     "ExperimentConfig",

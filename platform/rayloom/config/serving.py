@@ -13,6 +13,7 @@ from rayloom.config.base import Section
 from rayloom.config.generation import GenerationChanges
 
 WeightPrecision = Literal["fp32", "bf16", "int8"]
+EngineKind = Literal["rayloom", "vllm"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -88,6 +89,10 @@ class ServedModelConfig(Section):
     """Most sequences (beams and answers counted one by one) that are generated together."""
     precision: WeightPrecision = "fp32"
     """Of the weights: ``fp32``, ``bf16`` or ``int8``. Only fp32 promises the very tokens of evaluation."""
+    engine: EngineKind = "rayloom"
+    """What computes: Rayloom's engine, or vLLM, which serves decoder models, runs in an environment of its own (the
+    variable RAYLOOM_VLLM_PYTHON names its Python), has fewer parameters, and is let in only if the golden prompts
+    replay to the token."""
     cache_gib: float | None = Field(None, gt=0.0)
     """Memory for keys and values per replica, in GiB; what max_batch_size sequences of full length take, but
     at most a quarter of the free memory (on CPUs 2 GiB), where not given."""

@@ -9,6 +9,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from rayloom.config import EngineKind
 from rayloom.engine.adapter_files import adaptable_layers
 from rayloom.engine.adapters import LoraBank
 from rayloom.engine.blocks import BLOCK
@@ -32,6 +33,7 @@ class EngineOptions:
     """How an engine is opened.
 
     Attributes:
+        kind: What computes: Rayloom's own engine, or vLLM (see `rayloom.engine.vllm`).
         precision: Of the weights.
         max_sequences: Most sequences (beams and answers counted one by one) in one step.
         max_step_tokens: Most tokens of one step.
@@ -42,6 +44,7 @@ class EngineOptions:
         debug: Check the scheduler's invariants after every step: slow, for tests.
     """
 
+    kind: EngineKind = "rayloom"
     precision: Precision = "fp32"
     max_sequences: int = 32
     max_step_tokens: int = 512

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rayloom.artifacts import GoldenCase
+from rayloom.artifacts import Artifact, GoldenCase
 from rayloom.config import GenerationConfig
 from rayloom.data import Encoder, PromptInput
-from rayloom.errors import ArtifactError
+from rayloom.errors import ArtifactError, RequestError
 from rayloom.generation.types import GeneratedSequence, GenerationRequest, Generator
 
 
@@ -71,6 +71,27 @@ def replay_golden(
         (output,) = generator.generate([GenerationRequest(prompt_ids, config)], batch_size=1)
         if output.sequences[0].token_ids != case.output_ids:
             raise _mismatch(number, case, "answer", case.output_ids, output.sequences[0].token_ids)
+
+
+def refuse_unproven(*artifacts: Artifact | None, will_replay: bool) -> None:
+    """Refuse to open what could not prove that another engine than ours is right about it.
+
+    Args:
+        artifacts: What is to be opened; None for a plain model.
+        will_replay: Whether golden prompts are replayed at all.
+
+    Raises:
+        RequestError: There is nothing to replay, or nothing is to be.
+    """
+    if not will_replay:
+        raise RequestError("replay_golden: engine vllm is let in only if the golden prompts replay; leave it on")
+    for artifact in artifacts:
+        if artifact is None or not any(case.output_ids for case in artifact.manifest.golden):
+            named = "a plain model" if artifact is None else f"the artifact {artifact.path}"
+            raise RequestError(
+                f"engine vllm is let in only if golden prompts replay, and {named} has none: publish the model as an "
+                "artifact, or take engine rayloom"
+            )
 
 
 def _safe_ids(sequence: GeneratedSequence, min_margin: float) -> list[int]:

@@ -9,11 +9,13 @@ from typing import Any, get_args
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from rayloom.artifacts import Artifact, open_artifact
-from rayloom.config import GenerationConfig, ModelConfig, WeightPrecision
+from rayloom.config import EngineKind, GenerationConfig, ModelConfig, WeightPrecision
 from rayloom.data import Encoder, PromptTemplate
-from rayloom.engine import EngineOptions, EngineService, open_engine
+from rayloom.engine import Engine, EngineOptions, EngineService, open_engine
+from rayloom.engine.vllm import VllmEngine, open_vllm
 from rayloom.errors import ArtifactError, RequestError
 from rayloom.generation.engine_generator import EngineGenerator
 from rayloom.generation.planning import DEFAULT_NEW_TOKENS, Window
@@ -116,14 +118,31 @@ def pick_precision(precision: str) -> WeightPrecision:
     raise RequestError(f"precision {precision!r}: expected {', '.join(names)}")
 
 
+def pick_engine(engine: str) -> EngineKind:
+    """An engine by its name.
+
+    Raises:
+        RequestError: Not one of them.
+    """
+    names: tuple[EngineKind, ...] = get_args(EngineKind)
+    for name in names:
+        if name == engine:
+            return name
+    raise RequestError(f"engine {engine!r}: expected {' or '.join(names)}")
+
+
 def start_engine(
-    opened: Opened, options: EngineOptions, adapters: Mapping[str, Artifact] | None = None
+    opened: Opened,
+    options: EngineOptions,
+    device: torch.device,
+    adapters: Mapping[str, Artifact] | None = None,
 ) -> EngineGenerator:
     """A generator over an engine of the model's own.
 
     Args:
-        opened: The model.
+        opened: The model; for Rayloom's engine on the device.
         options: Of the engine.
+        device: Where the engine computes.
         adapters: Further adapters of it that the engine is to know, by name.
 
     Raises:
@@ -133,21 +152,34 @@ def start_engine(
     model: Any = loaded.model
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     base.eval()
-    engine = open_engine(base, options)
-    if opened.adapter is not None:
-        engine.load_adapter(opened.name, opened.adapter)
-    for name, artifact in (adapters or {}).items():
-        engine.load_adapter(name, artifact.adapter_path)
+    folders = {} if opened.adapter is None else {opened.name: opened.adapter}
+    folders |= {name: artifact.adapter_path for name, artifact in (adapters or {}).items()}
+    engine = _vllm(model, base, options, device, folders) if options.kind == "vllm" else _own(base, options, folders)
     seq2seq = loaded.family.seq2seq
     resolver = Resolver(
         loaded.tokenizer,
         base.generation_config,
         Window(seq2seq, max_positions(base.config, seq2seq=seq2seq), opened.encoder.max_target_length),
-        vocab_size=engine.runner.vocab_size,
+        vocab_size=base.get_output_embeddings().weight.shape[0],
         start_text=opened.encoder.template.target_prefix,
     )
     addressing = Addressing(adapter=opened.name if opened.adapter is not None else None)
     return EngineGenerator(EngineService(engine), resolver, addressing)
+
+
+def _own(base: PreTrainedModel, options: EngineOptions, adapters: Mapping[str, Path]) -> Engine:
+    engine = open_engine(base, options)
+    for name, folder in adapters.items():
+        engine.load_adapter(name, folder)
+    return engine
+
+
+def _vllm(
+    model: Any, base: PreTrainedModel, options: EngineOptions, device: torch.device, adapters: Mapping[str, Path]
+) -> VllmEngine:
+    # PEFT puts its layers into the base: they come off before it is written for vLLM, which reads adapters itself.
+    bare = model.unload() if isinstance(model, PeftModel) else base
+    return open_vllm(bare, options, device, adapters)
 
 
 def _open_artifact(path: str) -> Opened:

@@ -16,8 +16,9 @@ from rayloom.data import Encoder, PromptInput, PromptTemplate
 from rayloom.engine import EngineOptions
 from rayloom.errors import RequestError
 from rayloom.generation.adapted import encoder_of, generator_of, open_adapters
+from rayloom.generation.golden import refuse_unproven
 from rayloom.generation.golden import replay_golden as replay
-from rayloom.generation.opening import Opened, open_path, pick_device, pick_precision, start_engine
+from rayloom.generation.opening import Opened, open_path, pick_device, pick_engine, pick_precision, start_engine
 from rayloom.generation.parameters import parse_parameters
 from rayloom.generation.streaming import WithoutStart
 from rayloom.generation.types import GenerationOutput, GenerationRequest
@@ -41,6 +42,8 @@ class TextGenerator:
         api_key: Of the server, if it wants one.
         device: ``cpu``, ``cuda``, …; the first GPU if there is one where not given.
         precision: Of the weights: ``fp32``, ``bf16`` or ``int8``.
+        engine: What computes: ``rayloom``, or ``vllm``: decoder models, in an environment of its own, and only where
+            the golden prompts replay to the token.
         max_batch_size: Most sequences (beams and answers counted one by one) in one step of the engine.
         cache_gib: Memory for keys and values in GiB; what `max_batch_size` sequences of full length take, but at
             most a quarter of the free memory (on CPUs 2 GiB), where not given.
@@ -70,6 +73,7 @@ class TextGenerator:
         api_key: str | None = None,
         device: str | torch.device | None = None,
         precision: str = "fp32",
+        engine: str = "rayloom",
         max_batch_size: int = 32,
         cache_gib: float | None = None,
         replay_golden: bool = True,
@@ -80,13 +84,17 @@ class TextGenerator:
             raise RequestError("name an artifact or a model; or give an endpoint, and its api_key if it wants one")
         chosen = pick_device(device)
         options = EngineOptions(
+            kind=pick_engine(engine),
             precision=pick_precision(precision),
             max_sequences=max_batch_size,
             cache_bytes=None if cache_gib is None else int(cache_gib * 2**30),
             max_adapters=max_adapters,
         )
         opened = open_path(path_or_name)
-        self._set_up(opened, chosen, options, open_adapters(opened, adapters or {}))
+        added = open_adapters(opened, adapters or {})
+        if options.kind != "rayloom":
+            refuse_unproven(opened.artifact, *added.values(), will_replay=replay_golden)
+        self._set_up(opened, chosen, options, added)
         if replay_golden:
             for each in (self, *map(self.adapted, self.adapters)):
                 each._replay()
@@ -106,13 +114,13 @@ class TextGenerator:
         self.encoder: Encoder = opened.encoder
         self.defaults: GenerationConfig = opened.generation
         self.family = opened.loaded.family
-        self.precision = options.precision
-        self.device = device
-        self._model: torch.nn.Module | None = opened.loaded.model.to(device)
+        self.engine, self.precision, self.device = options.kind, options.precision, device
+        shares = self.engine == "rayloom" and self.precision == "fp32"
+        model: Any = opened.loaded.model.to(device) if self.engine == "rayloom" else opened.loaded.model
+        # An engine that has weights of its own is alone with them: two copies would take more, not less.
+        self._model: torch.nn.Module | None = model if shares else None
         self.adapters: Mapping[str, Artifact] = adapters
-        self.generator = start_engine(opened, options, adapters)
-        if self.precision != "fp32":
-            self._model = None  # the engine has weights of its own then; two copies would take more, not less
+        self.generator = start_engine(opened, options, device, adapters)
 
     def adapted(self, name: str) -> TextGenerator:
         """The same model with one of the adapters that it was opened with; its calls share this one's batch.
@@ -138,10 +146,13 @@ class TextGenerator:
         """The transformers model, which shares its weights with the engine.
 
         Raises:
-            RequestError: In bf16 and int8 only the engine's weights are kept.
+            RequestError: In bf16 and int8, and with vLLM, only the engine's weights are kept.
         """
         if self._model is None:
-            raise RequestError(f"opened in {self.precision}, only the engine's weights are kept: open it in fp32")
+            raise RequestError(
+                f"opened in {self.precision} with engine {self.engine}, only the engine's weights are kept: open it in "
+                "fp32 with engine rayloom"
+            )
         return self._model
 
     def generate(
@@ -247,7 +258,8 @@ class TextGenerator:
 
     def _replay(self) -> None:
         if self.artifact is not None:
-            exact = self.precision == "fp32"
+            # Of bf16 and int8 nobody promises the very tokens; another engine has to bring them to be let in.
+            exact = self.precision == "fp32" or self.engine != "rayloom"
             replay(self.generator, self.encoder, self.artifact.manifest.golden, check_outputs=exact)
 
     @property

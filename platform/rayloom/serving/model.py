@@ -81,6 +81,7 @@ class TextGeneratorModel:
         generator = TextGenerator(
             config.artifact,
             precision=config.precision,
+            engine=config.engine,
             max_batch_size=config.max_batch_size,
             cache_gib=config.cache_gib,
             replay_golden=config.replay_golden,
@@ -263,8 +264,8 @@ def _info(generator: TextGenerator) -> ModelInfo:
 
 
 def _fingerprint(generator: TextGenerator) -> str:
-    """Of all that decides the answers: the artifact's hashes, the precision and the default parameters."""
+    """Of all that decides the answers: the artifact's hashes, engine, precision and the default parameters."""
     artifact = generator.artifact
     source = generator.name if artifact is None else artifact.manifest.model_dump_json()
-    whole = "\n".join([source, generator.precision, generator.defaults.model_dump_json()])
+    whole = "\n".join([source, generator.engine, generator.precision, generator.defaults.model_dump_json()])
     return f"fp_{hashlib.sha256(whole.encode()).hexdigest()[:16]}"

@@ -23,10 +23,10 @@ ROWS = [
 ]
 
 
-def run_config(folder: Path, family: str, task: str = "question-answering") -> RunConfig:
+def run_config(folder: Path, family: str, task: str = "question-answering", **size: int) -> RunConfig:
     rows = ROWS if task != "language-modeling" else [{"text": " ".join(row.values())} for row in ROWS]
     (folder / "rows.json").write_text(json.dumps(rows))
-    init = {"family": family, "hidden_size": 32, "num_heads": 4, "vocab_size": 400, "max_positions": 128}
+    init = {"family": family, "hidden_size": 32, "num_heads": 4, "vocab_size": 400, "max_positions": 128} | size
     return RunConfig.model_validate(
         {
             "model": {"name": "tiny", "task_type": task, "random_init": init},

@@ -23,12 +23,12 @@ from tests.unit.generation.artifacts import ROWS, run_config
 ASKED = ["Where does river number 3 flow?", "River 7", "sea"]
 
 
-def publish_llama(folder: Path, name: str, *, init_seed: int = 3, adapter_seed: int | None = None) -> str:
+def publish_llama(folder: Path, name: str, *, init_seed: int = 3, adapter_seed: int | None = None, **size: int) -> str:
     """A LLaMA of random weights; with a seed, an adapter on it that carries it."""
     folder = folder / name
     (folder / "build").mkdir(parents=True)
     texts = [" ".join(row.values()) for row in ROWS]
-    source = resolve_source(run_config(folder, "llama").model, corpus=lambda: texts, seed=init_seed)
+    source = resolve_source(run_config(folder, "llama", **size).model, corpus=lambda: texts, seed=init_seed)
     loaded = load_model(source)
     # Each has a template of its own, to be told apart by prompts as well.
     template = PromptTemplate(task="question-answering", seq2seq=False, prompt=f"{name}: {{input}}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 from typing import Any
 
 import jsonschema
@@ -14,7 +15,7 @@ from rayloom.config import GenerationConfig
 from rayloom.engine import EngineOptions
 from rayloom.errors import RequestError
 from rayloom.generation.engine_generator import EngineGenerator
-from rayloom.generation.types import GenerationRequest
+from rayloom.generation.types import GeneratedSequence, GenerationRequest
 from tests.unit.generation.conftest import TEXTS, make_engine_generator, make_generator
 
 SEARCHES: list[dict[str, Any]] = [
@@ -45,6 +46,10 @@ def engine(request: pytest.FixtureRequest) -> EngineGenerator:
 
 def ask(engine: EngineGenerator, all_parameters: list[dict[str, Any]]) -> list[list[str]]:
     """Texts of random prompts, all asked together."""
+    return [[each.text for each in sequences] for sequences in generate(engine, all_parameters)]
+
+
+def generate(engine: EngineGenerator, all_parameters: list[dict[str, Any]]) -> list[list[GeneratedSequence]]:
     draw = random.Random(0)
     words = " ".join(TEXTS[:3]).split()
     requests = [
@@ -53,7 +58,7 @@ def ask(engine: EngineGenerator, all_parameters: list[dict[str, Any]]) -> list[l
         )
         for parameters in all_parameters
     ]
-    return [[each.text for each in output.sequences] for output in engine.generate(requests, batch_size=16)]
+    return [output.sequences for output in engine.generate(requests, batch_size=16)]
 
 
 def test_json_always_parses_and_follows_its_schema(engine: EngineGenerator) -> None:
@@ -70,6 +75,20 @@ def test_expressions_match_as_a_whole(engine: EngineGenerator) -> None:
     answers = ask(engine, [{"regex": regex, "max_new_tokens": 30, **search} for regex, search in cases])
     for (regex, _), texts in zip(cases, answers, strict=True):
         assert all(re.fullmatch(regex, text) for text in texts), (regex, texts)
+
+
+def test_an_answer_that_its_last_token_completes_was_not_cut(engine: EngineGenerator) -> None:
+    schema = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+    cases = [{"max_new_tokens": most, **search} for most in (14, 17) for search in SEARCHES]
+    lists = generate(engine, [{"json_schema": schema, **case} for case in cases])
+    letters = generate(engine, [{"regex": "[a-z]+", **case} for case in cases])
+    num_full = Counter[str]()
+    for case, *pair in zip(cases, lists, letters, strict=True):
+        for kind, sequences in zip(("list", "letters"), pair, strict=True):
+            full = [each for each in sequences if len(each.token_ids) == case["max_new_tokens"]]
+            num_full[kind] += len(full)
+            assert {each.finish_reason for each in full} <= {"stop" if kind == "list" else "length"}, case
+    assert min(num_full["list"], num_full["letters"]) > 0
 
 
 def test_an_answer_out_of_a_list(engine: EngineGenerator) -> None:

@@ -137,8 +137,15 @@ def test_tokens_are_those_of_transformers_at_length(family: str, seed: int) -> N
     compare(family, 200, seed, EngineOptions(max_sequences=24, debug=True))
 
 
-@pytest.mark.parametrize("num_beams", [1, 2])
-@pytest.mark.parametrize(("family", "num_kv_heads", "num_blocks"), [("llama", 2, 20), ("t5", 4, 16)])
+@pytest.mark.parametrize(
+    ("family", "num_kv_heads", "num_blocks", "num_beams"),
+    [
+        ("llama", 2, 20, 2),
+        ("t5", 4, 16, 1),
+        pytest.param("llama", 2, 20, 1, marks=pytest.mark.slow),
+        pytest.param("t5", 4, 16, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_preemption_changes_nothing(family: str, num_kv_heads: int, num_blocks: int, num_beams: int) -> None:
     cache_bytes = num_blocks * CacheShape(num_layers=2, num_kv_heads=num_kv_heads, head_dim=8).block_bytes
     small = EngineOptions(max_sequences=12, max_step_tokens=32, cache_bytes=cache_bytes, debug=True)
