@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import openai
+import pydantic
 import pytest
 import torch
 
@@ -182,6 +183,27 @@ def test_json_that_follows_a_schema(client: openai.OpenAI, causal: TextGenerator
         response_format={"type": "json_schema", "json_schema": {"name": "age", "schema": schema}},
     )
     assert isinstance(json.loads(found.choices[0].message.content or "")["age"], int)
+
+
+class Person(pydantic.BaseModel):
+    name: str
+
+
+def test_json_that_takes_its_last_token_is_parsed(client: openai.OpenAI, causal: TextGenerator) -> None:
+    """OpenAI's `parse` raises where an answer was cut."""
+    num_full = 0
+    for most in (24, 28, 32):
+        found = client.chat.completions.parse(
+            model=causal.name,
+            messages=[{"role": "user", "content": "Who?"}],
+            max_completion_tokens=most,
+            response_format=Person,
+        )
+        assert isinstance(found.choices[0].message.parsed, Person)
+        assert found.choices[0].finish_reason == "stop"
+        assert found.usage is not None
+        num_full += found.usage.completion_tokens == most
+    assert num_full > 0
 
 
 def test_extensions_and_biases(client: openai.OpenAI, causal: TextGenerator) -> None:

@@ -24,10 +24,11 @@ from itertools import accumulate
 import torch
 
 from rayloom.engine.beam_candidates import best_candidates, best_of_logits, drawn_candidates
-from rayloom.engine.beam_pools import Beam, BeamPool, Candidate
+from rayloom.engine.beam_pools import Beam, BeamPool, Candidate, Finished
 from rayloom.engine.choosing import token_scores
+from rayloom.engine.constraints import reason_of_end, replayed
 from rayloom.engine.kernels.selection import log_softmax
-from rayloom.engine.request import EngineRequest, Hypothesis, Params, TokenScore
+from rayloom.engine.request import EngineRequest, FinishReason, Hypothesis, Params, TokenScore
 from rayloom.errors import RequestError
 
 Process = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -61,7 +62,7 @@ class BeamSearch:
     def __init__(self, request: EngineRequest) -> None:
         params = request.params
         _check(params)
-        self.params = params
+        self.params, self._constraints = params, request.constraints
         width = params.num_beams // params.num_beam_groups
         self.pools = [BeamPool(request, width) for _ in range(params.num_beam_groups)]
 
@@ -83,9 +84,14 @@ class BeamSearch:
         finished.sort(key=lambda item: item.score, reverse=True)
         scored = self.params.logprobs is not None
         return [
-            Hypothesis(item.beam.tokens, item.reason, item.score, item.beam.logprobs if scored else None)
+            Hypothesis(item.beam.tokens, self._reason(item), item.score, item.beam.logprobs if scored else None)
             for item in finished[: self.params.num_return_sequences]
         ]
+
+    def _reason(self, item: Finished) -> FinishReason:
+        if item.reason == "stop":
+            return item.reason
+        return reason_of_end(replayed(self._constraints, item.beam.tokens), item.reason)
 
     def settle(self) -> Advance:
         """End of a step: number the live beams anew."""

@@ -7,11 +7,34 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from rayloom.engine.masks import Mask, intersect
-from rayloom.engine.request import Constraint
+from rayloom.engine.request import Constraint, FinishReason
 
 _MOST_THREADS = 4
 _SHARE = 8
 """Sequences whose masks one task computes: a task costs more than a mask."""
+
+
+def reason_of_end(constraints: Sequence[Constraint], reason: FinishReason) -> FinishReason:
+    """Why an answer ended that was ended from outside.
+
+    If it is whole at that moment, and nothing but the end of sequence could have followed, it has not been cut: JSON
+    whose last bracket took the last token ends by ``stop``. What might have gone on (a number, a match of ``a+``) ends
+    by the given reason though it is a whole answer, for nobody knows whether the model was done with it.
+
+    Args:
+        constraints: Of the sequence, in the state after its last token.
+        reason: What ended it: ``length`` or ``time``.
+    """
+    return "stop" if any(constraint.is_over for constraint in constraints) else reason
+
+
+def replayed(constraints: Sequence[Constraint], tokens: Sequence[int]) -> tuple[Constraint, ...]:
+    """Forks of a request's constraints, in the state after these tokens of an answer."""
+    forks = tuple(constraint.fork() for constraint in constraints)
+    for constraint in forks:
+        for token in tokens:
+            constraint.advance(token)
+    return forks
 
 
 class MaskPool:

@@ -47,6 +47,11 @@ class ForbiddenWords:
         """See `Constraint`. A forced token may write a forbidden word: it then is not looked at again."""
         self._begun, self._before = self._words.after(self._begun, self._before, token)
 
+    @property
+    def is_over(self) -> bool:
+        """See `Constraint`. Other words may always follow."""
+        return False
+
     def fork(self) -> ForbiddenWords:
         """See `Constraint`."""
         other = object.__new__(ForbiddenWords)

@@ -166,6 +166,16 @@ class GrammarConstraint:
         """Whether the answer may end here."""
         return self._matcher.is_accepting()
 
+    @property
+    def is_over(self) -> bool:
+        """See `Constraint`. A number, or a match of ``a+``, is complete but not over: it may have been cut."""
+        if self._first is not None or self._matcher.is_error():
+            return False
+        compiled = self._compiled
+        return self._matcher.is_stopped() or (
+            self._matcher.is_accepting() and not np.any(compiled.mask(self._matcher) & ~compiled.ends)
+        )
+
     def _write(self, token: int) -> None:
         piece = self._compiled.tokens[token]
         self._brackets.write(piece)

@@ -85,6 +85,11 @@ class Constraint(Protocol):
         """An independent copy in the same state."""
         ...
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the answer is whole, and nothing but the end may follow, however many tokens were left."""
+        ...
+
 
 class StopCheck(Protocol):
     """Whether a sequence has written one of its stop strings."""

@@ -95,6 +95,11 @@ class RequiredWords:
         self._node, self._met = self._phrases.after(self._node, self._met, token)
         self._tokens_left -= 1
 
+    @property
+    def is_over(self) -> bool:
+        """See `Constraint`. Other words may always follow."""
+        return False
+
     def fork(self) -> RequiredWords:
         """See `Constraint`."""
         other = object.__new__(RequiredWords)

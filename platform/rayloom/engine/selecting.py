@@ -13,7 +13,7 @@ import torch
 
 from rayloom.engine.beams import BeamSearch, Process, advance
 from rayloom.engine.choosing import choose, token_scores
-from rayloom.engine.constraints import MaskPool
+from rayloom.engine.constraints import MaskPool, reason_of_end
 from rayloom.engine.events import Done, Event, NewToken
 from rayloom.engine.plan import Plan
 from rayloom.engine.processors import changes_any, process
@@ -94,7 +94,7 @@ class Selector:
             return tuple(search.give_up())
         answers = self._answers[group.group_id]
         for sequence in group.sequences:
-            answers[sequence.index] = _hypothesis(group, sequence, "time")
+            answers[sequence.index] = _hypothesis(group, sequence, reason_of_end(sequence.constraints, "time"))
         return tuple(answers[index] for index in sorted(answers))
 
     def _fork(self, group: Group, parents: Seq[int]) -> list[tuple[int, int]]:
@@ -177,7 +177,7 @@ class Selector:
         if (stop := group.request.stop) is not None and stop(sequence.tokens):
             answers[sequence.index] = _hypothesis(group, sequence, "stop")
         elif len(sequence.tokens) >= group.request.max_length:
-            answers[sequence.index] = _hypothesis(group, sequence, "length")
+            answers[sequence.index] = _hypothesis(group, sequence, reason_of_end(sequence.constraints, "length"))
         score = sequence.logprobs[-1] if params.logprobs is not None else None
         return [NewToken(group.group_id, sequence.index, token, score)]
 

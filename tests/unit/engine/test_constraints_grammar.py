@@ -195,6 +195,39 @@ def test_a_prefix_is_part_of_the_answer(kind: str, vocabulary: Vocabulary) -> No
         compile_grammar("regex", "[0-9]+", vocabulary, Frame(prefix_ids=prefix))
 
 
+@pytest.mark.parametrize(
+    ("grammar", "spec", "text", "is_over"),
+    [
+        ("json_schema", PERSON, '{"name":"a","age":1}', True),
+        ("json_schema", PERSON, '{"name":"a","age":1', False),
+        ("json", None, '{"a": [1]}', True),
+        ("json_schema", {"type": "string"}, '"ab"', True),
+        ("json_schema", {"type": "integer"}, "12", False),
+        ("json_schema", {"const": 12}, "12", True),
+        ("regex", "a+", "aaa", False),
+        ("regex", "a{3}", "aaa", True),
+        ("regex", "a{4}", "aaa", False),
+        ("choice", ["cat", "cats"], "cat", False),
+        ("choice", ["cat", "cats"], "cats", True),
+    ],
+)
+def test_an_answer_is_over_when_nothing_but_the_end_may_follow(
+    grammar: Any, spec: Any, text: str, is_over: bool
+) -> None:
+    """The same whether its tokens are used up or not."""
+    vocabulary = vocabulary_of("byte_level")
+    letters = [vocabulary.tokens.index(bytes((byte,))) for byte in text.encode()]
+    for left in (len(letters), None):
+        try:
+            constraint = compile_grammar(grammar, spec, vocabulary, Frame(max_new_tokens=left))
+        except RequestError:
+            assert (spec, left) in (("a{4}", 3), (PERSON, len(letters)))  # it does not fit
+            continue
+        for letter in letters:
+            constraint.advance(letter)
+        assert constraint.is_over is constraint.fork().is_over is is_over
+
+
 def test_a_text_before_the_answer_is_no_part_of_it() -> None:
     vocabulary, rng = vocabulary_of("byte_level"), random.Random(11)
     led = 0
