@@ -21,12 +21,15 @@ import ray
 import yaml
 
 from rayloom.artifacts import open_artifact
+from rayloom.cli.app import main
 from rayloom.config import load_run_config, load_sweep
 from rayloom.errors import TrainingError
+from rayloom.evaluation import SplitResult
 from rayloom.launch import run_training
+from rayloom.launch.sweeping.measuring import MEASURED
 from rayloom.launch.sweeping.promoting import promote, read_results
 from rayloom.launch.sweeping.running import SweepOutcome, run_sweep
-from rayloom.launch.sweeping.state import SweepState
+from rayloom.launch.sweeping.state import Report, SweepState, TrialRecord
 from rayloom.launch.tracking.folder import RunFolder
 from rayloom.launch.tracking.status import read_history
 from rayloom.registry import Registry
@@ -96,6 +99,69 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     return found
 
 
+@pytest.fixture
+def rayloom(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The command line on this process's Ray; gives what it prints, without line breaks."""
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["rayloom", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        assert end.value.code == 0, said.err
+        return " ".join(said.out.split())
+
+    return run
+
+
+def ended_before(folder: Path, *, loss: float, rows: int) -> None:
+    """The first trial of a sweep as an earlier session has left it; all its rows have the same loss."""
+    record = TrialRecord(0, {"training.learning_rate": BAD}, end="finished", score=loss, artifact="/an/earlier/place")
+    record.add(Report("trial-000", 4, 1.0, {"loss": loss}))
+    split = SplitResult(
+        name="validation",
+        num_rows=rows,
+        num_rows_total=rows,
+        metrics={"loss": loss},
+        num_target_tokens=rows,
+        row_losses=[(loss, 1)] * rows,
+    )
+    RunFolder(str(folder / "trial-000")).write(MEASURED, split.model_dump_json())
+    state = SweepState(RunFolder(str(folder)))
+    state.trials = {0: record}
+    state.save()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_the_command_goes_on_to_its_report_and_the_winner_into_production(tmp_path, rayloom):
+    # One real trial: most of a trial's time goes into starting its processes.
+    path = write_sweep(
+        tmp_path,
+        overrides={"training.num_epochs": 1, "dataset.max_train_rows": 32, "dataset.max_validation_rows": 8},
+        space={"training.learning_rate": {"grid": [BAD, GOOD]}},
+        search="grid",
+    )
+    folder = tmp_path / "s"
+    ended_before(folder, loss=50.0, rows=8)
+    said = rayloom("sweep", str(path))
+    assert "1 more have ended already" in said
+    assert "trial-001 won: loss " in said
+    assert "which is more than noise (p " in said
+    best, worst = json.loads((folder / "sweep.json").read_text())["trials"]
+    assert [(each["trial"], each["verdict"]) for each in (best, worst)] == [
+        ("trial-001", "best"),
+        ("trial-000", "worse"),
+    ]
+    assert open_artifact(best["artifact"]).manifest.metrics["loss"] == best["score"] < worst["score"]
+    assert "trial-001 won" in (folder / "sweep.html").read_text()
+    assert load_run_config(folder / "best.yaml").training.learning_rate == GOOD
+    place = ("--registry", str(tmp_path / "registry"))
+    assert "rank 1 of 2" in rayloom("sweep", "promote", str(folder), "--name", "qa", *place)
+    assert "qa@1 is production now" in rayloom("models", "promote", "qa@1", *place)
+
+
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_goes_to_its_report(tmp_path):

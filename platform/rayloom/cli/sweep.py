@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from rayloom.cli.models import Root
 from rayloom.cli.options import Overrides
 
 if TYPE_CHECKING:
@@ -92,12 +93,7 @@ def promote(
         str | None, typer.Option(help="Such as trial-003.", metavar="TRIAL", show_default="the best")
     ] = None,
     note: Annotated[str, typer.Option(help="What people should know about it.")] = "",
-    registry: Annotated[
-        Path | None,
-        typer.Option(
-            "--registry", envvar="RAYLOOM_REGISTRY", help="Folder of the registry.", show_default="~/.rayloom/registry"
-        ),
-    ] = None,
+    registry: Root = None,
 ) -> None:
     """Put the best trial's artifact into the registry, as the next version of a model.
 
@@ -105,9 +101,9 @@ def promote(
     """
     from rayloom.launch.sweeping.promoting import promote as register
     from rayloom.launch.sweeping.promoting import read_results
-    from rayloom.registry import Registry
+    from rayloom.registry import open_registry
 
-    version = register(read_results(folder), Registry(registry), name=name, trial=trial, note=note)
+    version = register(read_results(folder), open_registry(registry), name=name, trial=trial, note=note)
     console.print(f"registered: [bold]{escape(version.name)}[/]  ({escape(version.note)})", highlight=False)
     console.print(
         f"next: rayloom evaluate {version.name} --attach   |   rayloom models promote {version.name}",

@@ -10,7 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rayloom.evaluation.measures import SMALLER_IS_BETTER
 from rayloom.evaluation.results import EvaluationResult, Significance, SplitResult
-from rayloom.evaluation.units import METRICS, count, duration, interval_text, label, metric_text, p_text, size
+from rayloom.evaluation.units import (
+    METRICS,
+    count,
+    duration,
+    interval_text,
+    label,
+    margin_text,
+    metric_text,
+    p_text,
+    size,
+)
 
 _TELLING = ("rougeL", "bleu", "token_f1", "relevance", "scorer_perplexity", "perplexity")
 _SIGNIFICANT = 0.05
@@ -51,25 +61,33 @@ class Contest(BaseModel):
 
     @property
     def headline(self) -> str:
-        """Which system is best, and whether that is more than chance."""
+        """Which system is best, how far ahead of the second, and whether that is more than chance."""
         metric = self.main_metric
+        sign = 1 if metric in SMALLER_IS_BETTER else -1
         known = [each for each in self.systems if metric in each.split.metrics]
+        known.sort(key=lambda each: sign * each.split.metrics[metric])
         if not known:
             return "no system has a figure that all could be compared by"
-        sign = 1 if metric in SMALLER_IS_BETTER else -1
-        best = min(known, key=lambda each: sign * each.split.metrics[metric])
-        value = metric_text(metric, best.split.metrics[metric])
-        start = f"{best.name} has the best {label(metric)}: {value}"
-        if best is self.systems[0]:
+        best = known[0]
+        start = f"{best.name} has the best {label(metric)}: {metric_text(metric, best.split.metrics[metric])}"
+        if len(known) > 1:
+            margin = margin_text(metric, abs(best.split.metrics[metric] - known[1].split.metrics[metric]))
+            start = f"{start}, {margin} ahead of {known[1].name}"
+        tested = self._tested(best, metric)
+        return f"{start}; {tested}" if tested else start
+
+    def _tested(self, best: Contestant, metric: str) -> str:
+        first = self.systems[0]
+        if best is first:
             rivals = [each for each in self.systems[1:] if not _is_significant(each.tests.get(metric))]
             if not rivals:
-                return f"{start}, significantly better than all others"
-            return f"{start}; not significantly better than {', '.join(each.name for each in rivals)}"
+                return "significantly better than all others"
+            return f"not significantly better than {', '.join(each.name for each in rivals)}"
         test = best.tests.get(metric)
         if test is None:
-            return start
+            return ""
         significant = "significantly" if _is_significant(test) else "not significantly"
-        return f"{start}, {significant} better than {self.systems[0].name} (p {p_text(test.p_value)})"
+        return f"{significant} better than {first.name} (p {p_text(test.p_value)})"
 
 
 def quality_table(contest: Contest) -> tuple[list[str], list[list[str]]]:

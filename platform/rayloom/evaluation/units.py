@@ -50,6 +50,11 @@ def metric_text(name: str, value: float) -> str:
     return f"{value:.1f}" if value < 10_000 else f"{value:.3g}"
 
 
+def margin_text(name: str, value: float) -> str:
+    """How far two values of a metric are apart: of shares in points, for one percent more is something else."""
+    return metric_text(name, value).replace(" %", " points")
+
+
 def shown_value(name: str, value: float) -> float:
     """A metric on the scale that people read it on: shares in percent."""
     return 100 * value if name in _PERCENT else value

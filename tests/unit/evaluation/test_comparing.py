@@ -9,7 +9,7 @@ import pytest
 
 from rayloom.config import EvaluationConfig
 from rayloom.errors import EngineError, RequestError
-from rayloom.evaluation import EvaluationResult, Resources, SplitResult
+from rayloom.evaluation import EvaluationResult, Resources, SplitResult, comparing
 from rayloom.evaluation.comparing import Questions, System, _child, _received, compare, measure
 from rayloom.evaluation.contest import Contest, Contestant, quality_table
 from rayloom.evaluation.contest_pages import write_contest
@@ -78,7 +78,9 @@ def contest(*systems: Contestant) -> Contest:
 
 def test_the_headline_says_who_won_and_whether_by_chance() -> None:
     worse = contest(contestant("old", LOW), contestant("new", HIGH, LOW))
-    assert worse.headline == "new has the best ROUGE-L: 61.5 %, significantly better than old (p 0.005)"
+    assert worse.headline == (
+        "new has the best ROUGE-L: 61.5 %, 50.5 points ahead of old; significantly better than old (p 0.005)"
+    )
     assert contest(contestant("old", HIGH), contestant("new", LOW, HIGH)).headline.endswith(
         "significantly better than all others"
     )
@@ -90,6 +92,12 @@ def test_the_headline_says_who_won_and_whether_by_chance() -> None:
     assert header == ["system", "ROUGE-L", "ROUGE-L difference", "p"]
     assert body[0][-2:] == ["", ""]
     assert body[1][-1] == "0.005"
+
+
+def test_the_margin_is_that_to_the_second() -> None:
+    middle = [value - 0.1 for value in HIGH]
+    three = contest(contestant("old", LOW), contestant("mid", middle, LOW), contestant("new", HIGH, LOW))
+    assert "61.5 %, 10.0 points ahead of mid; significantly better than old (p " in three.headline
 
 
 def test_a_comparison_is_written_as_page_tables_and_numbers(tmp_path: Path) -> None:
@@ -114,7 +122,12 @@ def test_a_comparison_is_written_as_page_tables_and_numbers(tmp_path: Path) -> N
     assert Contest.model_validate_json(paths.json.read_text()).systems[1].name == "new"
 
 
-def test_systems_are_measured_apart_on_the_same_rows(t5_artifact: Path, tmp_path: Path) -> None:
+def test_systems_are_measured_on_the_same_rows(
+    t5_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first in a process of its own, as all are; the second here, for a process takes long to start.
+    places = iter([comparing.measure_apart, comparing.measure])
+    monkeypatch.setattr(comparing, "measure_apart", lambda *asked: next(places)(*asked))
     rows = [{"question": f"Where does river {n} flow?", "answer": f"Into sea {n % 3}."} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     questions = Questions.of(str(t5_artifact), split="test", file=str(tmp_path / "rows.jsonl"))

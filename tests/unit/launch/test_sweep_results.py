@@ -68,6 +68,11 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def state(folder: RunFolder) -> SweepState:
+    return five_trials(folder)
+
+
+def five_trials(folder: RunFolder) -> SweepState:
+    """Three have finished (the second is as good as the first, the third is not), one was stopped, one failed."""
     made = SweepState(folder)
     made.trials = {
         0: record(0, 2.5, rate=1e-4),
@@ -97,9 +102,32 @@ def test_trials_are_ranked_and_noise_is_told_from_worse(state):
     assert [each.record.number for each in results.trials] == [1, 4, 0, 2, 3]
     assert [each.verdict for each in results.trials] == ["best", "within noise", "worse", "stopped", "failed"]
     assert results.trials[3].score == 3.5
-    assert results.headline.startswith("trial-001 won: loss 2.0000 with learning_rate 0.002, batch_size 4.")
-    assert "Within noise of it: trial-004." in results.headline
+    assert re.fullmatch(
+        r"trial-001 won: loss 2\.0000 with learning_rate 0\.002, batch_size 4\. Ahead of the second, trial-004 with "
+        r"2\.1000, by 0\.1000, which is within noise \(p 0\.\d{3}\)\.",
+        results.headline,
+    )
     assert results.counts == "5 trials: 3 finished, 1 stopped, 1 failed, 2 failures; 80 training steps"
+
+
+def headline(folder: RunFolder, *numbers: int) -> str:
+    """Of a sweep of these trials alone."""
+    state = SweepState(folder)
+    state.trials = {number: state.trials[number] for number in numbers}
+    return results_of(make_sweep(), state).headline
+
+
+def test_the_headline_tells_a_lead_from_noise(state, folder):
+    measured(folder, "trial-000", [3.5, 1.5] * 20)
+    assert headline(folder, 0, 1, 4).endswith(". Within noise of the best too: trial-000.")
+    for name, losses in {"trial-001": [2.0], "trial-004": [2.2, 2.0], "trial-000": [2.6, 2.4]}.items():
+        measured(folder, name, losses * (40 // len(losses)))
+    lead = "by 0.1000, which is more than noise (p < 0.001)."
+    assert headline(folder, 1, 4, 2).endswith(lead)
+    assert headline(folder, 0, 1, 4).endswith(f"{lead} All others that finished are worse by more than noise, too.")
+    Path(folder.path, "trial-004", MEASURED).unlink()
+    assert headline(folder, 1, 4).endswith("by 0.1000; whether that is noise was not tested.")
+    assert headline(folder, 1, 2, 3).endswith("so there is no second to compare with.")
 
 
 def test_the_greatest_wins_where_more_is_better(state):

@@ -13,6 +13,7 @@ from rayloom.config import Sweep
 from rayloom.config.sweep import EVALUATION_PREFIX
 from rayloom.evaluation.results import Significance, SplitResult
 from rayloom.evaluation.summary import significance
+from rayloom.evaluation.units import p_text
 from rayloom.launch.sweeping.measuring import MEASURED
 from rayloom.launch.sweeping.space import short_names, shown
 from rayloom.launch.sweeping.state import SweepState, TrialRecord
@@ -82,15 +83,28 @@ class Results:
 
     @property
     def headline(self) -> str:
-        """Who won, and by how much, in one or two sentences."""
+        """Who won, how far ahead of the second, and whether that is more than noise."""
         best, others = self.best, self.finished[1:]
         text = f"{best.record.name} won: {self.metric} {best.score:.4f} with {self.settings(best.record)}."
-        close = [each.record.name for each in others if each.verdict == "within noise"]
+        if not others:
+            return f"{text} No other trial came to its end, so there is no second to compare with."
+        close = [each.record.name for each in others[1:] if each.verdict == "within noise"]
+        text = f"{text} {self._lead(best, others[0])}"
         if close:
-            return f"{text} Within noise of it: {', '.join(close)}."
-        if others and all(each.verdict == "worse" for each in others):
-            return f"{text} All others that finished are worse by more than noise."
+            return f"{text} Within noise of the best too: {', '.join(close)}."
+        if len(others) > 1 and all(each.verdict == "worse" for each in others):
+            return f"{text} All others that finished are worse by more than noise, too."
         return text
+
+    def _lead(self, best: Ranked, second: Ranked) -> str:
+        assert best.score is not None
+        assert second.score is not None
+        margin = abs(best.score - second.score)
+        lead = f"Ahead of the second, {second.record.name} with {second.score:.4f}, by {margin:.4f}"
+        if second.test is None:
+            return f"{lead}; whether that is noise was not tested."
+        judged = "within noise" if second.verdict == "within noise" else "more than noise"
+        return f"{lead}, which is {judged} (p {p_text(second.test.p_value)})."
 
     @property
     def counts(self) -> str:
