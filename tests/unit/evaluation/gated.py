@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,10 +83,10 @@ ACTORS: list[Act] = [
 """What the processes of a race do."""
 
 
-def act(root: str, actor: int, until: float) -> None:
-    """Do it again and again until a moment of `time.monotonic`; refusals are what races are about."""
+def act(root: str, actor: int, rounds: int) -> None:
+    """Do it again and again; refusals are what races are about."""
     registry, chance = Registry(root), random.Random(actor)
-    while time.monotonic() < until:
+    for _ in range(rounds):
         try:
             ACTORS[actor](registry, chance)
         except RegistryError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,8 @@ from tests.unit.registry.publishing import publish_artifact
 
 ROUGE = {1: 0.9, 2: 0.7, 3: 0.9, 4: 0.1}
 """Of four versions at first. The gate never wants less than 0.2, so that the last is never good enough."""
+
+ROUNDS = 20
 
 
 def filled(root: Path) -> Registry:
@@ -60,26 +61,30 @@ def rouge_of(registry: Registry, report: str) -> float:
     return ReportDocument.model_validate_json(path.read_text()).result.splits[0].metrics["rougeL"]
 
 
+@pytest.mark.slow
 def test_processes_at_once_never_get_a_failing_version_into_production(tmp_path: Path) -> None:
     registry = filled(tmp_path)
-    context, until = multiprocessing.get_context("fork"), time.monotonic() + 3.0
-    asked = [(str(registry.root), actor, until) for actor in range(len(gated.ACTORS))]
+    context = multiprocessing.get_context("fork")
+    asked = [(str(registry.root), actor, ROUNDS) for actor in range(len(gated.ACTORS))]
     processes = [context.Process(target=gated.act, args=each, daemon=True) for each in asked]
     for process in processes:
         process.start()
     while any(process.is_alive() for process in processes):
+        processes[0].join(0.02)
         inside = [version.version for version in registry.versions("qa") if version.stage == "production"]
         assert len(inside) == 1
         assert inside != [4]
     assert [process.exitcode for process in processes] == [0] * len(processes)
     past = replayed(registry)
     assert registry.get("qa").version == past[-1]
-    assert {1, 2, 3} == set(past), "a race that nobody else wins shows nothing"
-    assert {verdict.passed for verdict in registry.verdicts("qa@3")} == {True, False}
+    assert len(past) > 2, "a race that nobody wins shows nothing"
+    assert len(registry.verdicts("qa@4")) == ROUNDS
+    assert not any(verdict.passed for verdict in registry.verdicts("qa@4"))
 
 
-@settings(max_examples=20, deadline=None)
-@given(turns=st.lists(st.integers(0, len(gated.ACTORS) - 1), max_size=20), seed=st.integers(0, 1000))
+@pytest.mark.slow
+@settings(max_examples=8, deadline=None)
+@given(turns=st.lists(st.integers(0, len(gated.ACTORS) - 1), min_size=10, max_size=25), seed=st.integers(0, 1000))
 def test_no_order_of_calls_gets_a_failing_version_into_production(
     tmp_path_factory: pytest.TempPathFactory, turns: list[int], seed: int
 ) -> None:
