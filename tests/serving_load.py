@@ -21,7 +21,7 @@ def quick_models() -> ModelFactory:
     """Opens models that answer with their artifact and the id of their process, after as many seconds as asked.
 
     An artifact whose name has 'broken' in it does not open. Streams count up, ten numbers a second. A call counts as
-    100 tokens.
+    100 tokens. Whoever asks for a text of tokens is told how many calls and streams are held.
     """
 
     def open_quick(config: ServingConfig) -> Any:
@@ -29,6 +29,7 @@ def quick_models() -> ModelFactory:
 
         from rayloom.errors import ArtifactError
         from rayloom.serving.calls import Call, Choice, Completion, Figures, ModelInfo, Part, Started, TextCall, Tokens
+        from rayloom.serving.observing.metrics import _COUNTS, _GAUGES
 
         if "broken" in config.artifact:
             raise ArtifactError(f"{config.artifact}: a golden prompt does not replay")
@@ -53,17 +54,25 @@ def quick_models() -> ModelFactory:
                 return Completion(Started(name, "fp", 1), (Choice(text, "stop"),), 1)
 
             async def stream(self, call: Call) -> Any:
-                yield Started(name, "fp", 1)
-                for number in range(int(call.prompt.text)):
-                    yield Part(0, f"{number}:{os.getpid()} ", 1)
-                    await asyncio.sleep(0.1)
-                yield Part(0, config.artifact, 0, finish_reason="stop")
+                self.num_held += 1
+                try:
+                    yield Started(name, "fp", 1)
+                    for number in range(int(call.prompt.text)):
+                        yield Part(0, f"{number}:{os.getpid()} ", 1)
+                        await asyncio.sleep(0.1)
+                    yield Part(0, config.artifact, 0, finish_reason="stop")
+                finally:
+                    self.num_held -= 1
 
             def tokens(self, call: TextCall) -> Tokens:
-                return Tokens("", ())
+                return Tokens(str(self.num_held), ())
 
             def figures(self) -> Figures:
-                numbers = {"num_sequences": self.num_held, "max_sequences": 64}
+                numbers = {
+                    **dict.fromkeys((*_GAUGES, *_COUNTS), 0.0),
+                    "num_sequences": self.num_held,
+                    "max_sequences": 64,
+                }
                 return Figures(name, numbers, tokens_in_flight=100 * self.num_held)
 
         return Quick()
@@ -98,7 +107,7 @@ class Load:
 
 @contextlib.contextmanager
 def under_load(
-    url: str, model: str | None, *, num_clients: int = 4, seconds: float = 0.05, **more: Any
+    url: str, model: str | None, *, num_clients: int = 4, seconds: float = 0.05, pause_s: float = 0.0, **more: Any
 ) -> Iterator[Load]:
     """Clients that ask one thing after the other while the context lasts.
 
@@ -107,11 +116,12 @@ def under_load(
         model: Which one to ask.
         num_clients: How many.
         seconds: The prompt: how long a quick model takes.
+        pause_s: Between two requests of a client.
         more: Further fields of each request.
     """
     load, is_over = Load(), threading.Event()
     body = {"prompt": str(seconds), "model": model, **more}
-    clients = [threading.Thread(target=_ask, args=(url, body, load, is_over)) for _ in range(num_clients)]
+    clients = [threading.Thread(target=_ask, args=(url, body, load, is_over, pause_s)) for _ in range(num_clients)]
     for client in clients:
         client.start()
     try:
@@ -122,9 +132,9 @@ def under_load(
             client.join()
 
 
-def _ask(url: str, body: dict[str, Any], load: Load, is_over: threading.Event) -> None:
+def _ask(url: str, body: dict[str, Any], load: Load, is_over: threading.Event, pause_s: float) -> None:
     with httpx.Client(timeout=120.0) as client:
-        while not is_over.is_set():
+        while not is_over.wait(pause_s):
             began = time.monotonic()
             try:
                 response = client.post(f"{url}/generate", json=body)

@@ -12,7 +12,7 @@ from rayloom.config import ServingConfig
 from rayloom.serving import serving
 from tests.browser.served import Visit, is_drawn
 from tests.integration.conftest import build_artifact, local_ray
-from tests.integration.test_serving_seen import total
+from tests.integration.test_serving import total
 
 __all__ = ["local_ray"]
 

@@ -59,7 +59,7 @@ def tiny_artifact_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_artifact(tmp_path_factory.mktemp("llama"), "llama", lora=LoraConfig(r=4))
 
 
-def build_artifact(root: Path, family: str, *, lora: LoraConfig | None) -> Path:
+def build_artifact(root: Path, family: str, *, lora: LoraConfig | None, seed: int = 0) -> Path:
     source = resolve_source(
         ModelConfig(
             name="tiny",
@@ -69,7 +69,7 @@ def build_artifact(root: Path, family: str, *, lora: LoraConfig | None) -> Path:
         seed=0,
     )
     loaded = load_model(source)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = loaded.model if lora is None else attach_lora(loaded.model, lora, loaded.family)
     for parameter in (p for p in model.parameters() if p.requires_grad and p.ndim > 1):
         nn.init.normal_(parameter, std=0.3 if lora is None else 0.5)

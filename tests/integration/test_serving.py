@@ -1,7 +1,8 @@
-"""The Serve application on a local Ray: what HTTP answers is what the Python API writes."""
+"""The Serve application on a local Ray: what HTTP answers is what the Python API writes, and what can be seen of it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from rayloom.config import ServingConfig
+from rayloom.config import AutoscalingConfig, ServingConfig
 from rayloom.errors import ServiceError
 from rayloom.generation import TextGenerator
 from rayloom.generation.remote import RemoteTextGenerator
-from rayloom.serving import serving
+from rayloom.serving import application, serving
+from rayloom.serving.deploying import redeploy
 from tests.fakes_serving import post_all
 from tests.integration.attacking import send, statuses
 
@@ -30,8 +33,22 @@ CONTEXT = "The river flows past the old mill."
 
 
 @pytest.fixture(scope="module")
-def t5_url(tiny_artifact_t5: Path) -> Iterator[str]:
-    config = ServingConfig(artifact=str(tiny_artifact_t5), num_cpus=0.5, max_prompt_chars=2000)
+def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("log") / "requests.log"
+
+
+@pytest.fixture(scope="module")
+def t5_url(tiny_artifact_t5: Path, log_file: Path) -> Iterator[str]:
+    """Two replicas, with everything that lets one see them."""
+    config = ServingConfig(
+        artifact=str(tiny_artifact_t5),
+        num_cpus=0.5,
+        max_prompt_chars=2000,
+        autoscaling=AutoscalingConfig(min_replicas=2, max_replicas=2),
+        page=True,
+        log_format="json",
+        log_file=str(log_file),
+    )
     with serving(config) as url:
         yield url
 
@@ -44,7 +61,7 @@ def t5(tiny_artifact_t5: Path) -> TextGenerator:
 def test_health_names_the_model(t5_url: str, t5: TextGenerator) -> None:
     body = httpx.get(f"{t5_url}/health").json()
     assert body["status"] == "ok"
-    assert body["num_replicas"] == 1
+    assert body["num_replicas"] == 2
     assert body["model"] == {"name": t5.name, "family": "t5", "task": t5.template.task}
 
 
@@ -140,3 +157,65 @@ def test_serves_proxies_bear_attacks_on_connections(t5_url: str) -> None:
     endless = [head + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 400]
     assert statuses(send((host, int(port)), endless)) in ([413], [])
     assert httpx.get(f"{t5_url}/ready").status_code == 200
+
+
+def total(text: str, name: str, **labels: str) -> float:
+    """Sum of a sample over all labels that are not given."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def test_a_service_can_be_seen(t5_url: str, log_file: Path) -> None:
+    before = httpx.get(f"{t5_url}/metrics", timeout=30.0).text
+    bodies = [{"prompt": f"who is {name}", "max_new_tokens": 5} for name in ("ann", "bob", "eve", "dan")]
+    answers = post_all(t5_url, "/generate", bodies)
+    with httpx.stream("POST", f"{t5_url}/generate", json=bodies[0] | {"stream": True}) as response:
+        assert response.headers.get_list("x-request-id") != []
+        stream_id = response.headers["x-request-id"]
+        response.read()
+    text = httpx.get(f"{t5_url}/metrics", timeout=30.0).text
+    usages = [answer.json()["usage"] for answer in (*answers, answers[0])]
+    assert total(text, "rayloom_engine_replicas") == 2
+    assert total(text, "rayloom_engine_max_sequences") == 2 * ServingConfig(artifact="x").max_batch_size
+    assert total(text, "rayloom_engine_running_sequences") == 0
+    assert total(text, "rayloom_requests_in_flight") == 0
+
+    def grown(name: str, **labels: str) -> float:
+        return total(text, name, **labels) - total(before, name, **labels)
+
+    assert grown("rayloom_engine_steps_total") > 5
+    assert grown("rayloom_prompt_tokens_total", model="tiny-t5") == sum(each["prompt_tokens"] for each in usages)
+    written = sum(each["completion_tokens"] for each in usages)
+    assert grown("rayloom_generated_tokens_total", model="tiny-t5") == written
+    assert grown("rayloom_queue_seconds_count") == 5
+    assert grown("rayloom_time_to_first_token_seconds_count") == 5
+    lines = [json.loads(line) for line in log_file.read_text(encoding="utf-8").splitlines()]
+    requests = [line for line in lines if line["message"] == "request" and line["route"] == "/generate"][-5:]
+    assert requests[-1]["generated_tokens"] == usages[0]["completion_tokens"]
+    ids = {answer.headers["x-request-id"] for answer in answers}
+    assert ids | {stream_id} == {line["request_id"] for line in requests}
+    assert "who is" not in log_file.read_text(encoding="utf-8")
+
+
+def test_the_page_and_a_callers_own_request_id(t5_url: str) -> None:
+    own = httpx.get(f"{t5_url}/ready", headers={"X-Request-Id": "mine"}).headers
+    assert own.get_list("x-request-id") == ["mine"]
+    page = httpx.get(f"{t5_url}/ui/")
+    assert page.status_code == 200
+    assert "gradio" in page.text
+
+
+@pytest.mark.slow
+def test_a_causal_model_with_an_adapter(t5_url: str, tiny_artifact_llama: Path) -> None:
+    """It takes the other one's place, under the same address: this is the last test here."""
+    generator = TextGenerator(tiny_artifact_llama)
+    config = ServingConfig(artifact=str(tiny_artifact_llama), num_cpus=0.5, generation={"max_new_tokens": 5})
+    redeploy(application(config), "rayloom")
+    responses = post_all(t5_url, "/generate", [{"prompt": question} for question in QUESTIONS])
+    assert [each.json()["text"] for each in responses] == [
+        generator.generate(question, max_new_tokens=5) for question in QUESTIONS
+    ]

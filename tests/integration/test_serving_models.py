@@ -74,11 +74,52 @@ def test_models_are_found_by_their_names(url: str) -> None:
     assert {name: state["num_replicas"] for name, state in health["models"].items()} == {"a": 2, "b": 1}
 
 
+def num_held(url: str) -> int:
+    return int(httpx.post(f"{url}/detokenize", json={"tokens": [], "model": "b"}).json()["prompt"])
+
+
+def wait_until_free(url: str) -> None:
+    deadline = time.monotonic() + 20.0
+    while num_held(url):
+        assert time.monotonic() < deadline, "the call was not dropped"
+        time.sleep(0.05)
+
+
+def test_calls_that_nobody_waits_for_are_dropped(url: str) -> None:
+    body = {"model": "b", "stream": True}
+    with httpx.stream("POST", f"{url}/generate", json={**body, "prompt": "3"}) as response:
+        assert '"2:' in response.read().decode()
+    wait_until_free(url)
+    for path in ("/generate", "/v1/completions"):
+        with httpx.stream("POST", f"{url}{path}", json={**body, "prompt": "200"}) as response:
+            lines = response.iter_lines()  # httpx closes the response with its iterator
+            assert '"0:' in next(lines)
+            assert num_held(url) == 1
+        wait_until_free(url)
+    headers = {"X-Request-Timeout": "0.5"}
+    late = httpx.post(f"{url}/generate", json={**body, "prompt": "200"}, headers=headers)
+    assert late.text.count('"type":"timeout"') == 1
+    wait_until_free(url)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/generate", json={"model": "b", "prompt": "20"}, timeout=httpx.Timeout(10.0, read=0.5))
+    wait_until_free(url)
+
+
 def test_a_user_stays_on_an_arm(url: str) -> None:
     arms = {user: {ask(url, "ab", user=user).headers["x-rayloom-arm"] for _ in range(2)} for user in "uvwxyz"}
     assert all(len(each) == 1 for each in arms.values())
     assert set.union(*arms.values()) == {"a", "b"}
     assert "x-rayloom-arm" not in ask(url, "a").headers
+
+
+def test_calls_prefer_the_replica_that_has_their_adapter(url: str) -> None:
+    """Each of two replicas has room for one of two adapters: soon each adapter has a replica of its own."""
+    seen: list[tuple[int, int]] = []
+    deadline = time.monotonic() + 30.0
+    while len(seen) < 10 or len(set(seen[-10:])) > 1 or seen[-1][0] == seen[-1][1]:
+        assert time.monotonic() < deadline, seen[-20:]
+        seen.append((told(url, "x")[1], told(url, "y")[1]))
+        time.sleep(0.05)  # what replicas have is told every tenth of a second
 
 
 def test_a_lost_replica_loses_no_answer_and_ends_streams_that_were_begun(url: str) -> None:
@@ -132,32 +173,47 @@ def test_a_rolling_update_fails_no_request_and_finishes_streams(url: str) -> Non
 
 
 def wait_for(url: str, **expected: Any) -> None:
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 120.0
     while (following := httpx.get(f"{url}/health").json().get("following")) != {**expected}:
         assert time.monotonic() < deadline, following
         time.sleep(0.1)
 
 
-def test_a_stage_is_followed_forwards_and_back(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYLOOM_REGISTRY", str(tmp_path / "registry"))
+def follow(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The application that is there makes way for another under the same address, which follows a stage."""
+    monkeypatch.setenv("RAYLOOM_REGISTRY", str(folder / "registry"))
     registry = Registry()
     for name in ("one", "two", "broken"):
-        registry.register("qa", publish_artifact(tmp_path, name), copy=False)
+        registry.register("qa", publish_artifact(folder, name), copy=False)
     registry.nominate("qa@1")
     config = ServingConfig(artifact="qa@candidate", num_cpus=0.1, follow_stages_s=0.3)
-    # The application that is there makes way for another, under the same address.
     redeploy(application(config, open_model=quick_models()), APP)
+    wait_for(url, version="qa@1")
+    return registry
+
+
+def test_a_stage_is_followed_forwards_and_back(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = follow(url, tmp_path, monkeypatch)
     with under_load(url, None) as load:
-        wait_for(url, version="qa@1")
         registry.nominate("qa@2")
         wait_for(url, version="qa@2")
-        registry.nominate("qa@3")
-        wait_for(url, version="qa@2", failure="qa@3 could not be opened: RuntimeError")
         assert told(url, "quick")[0].endswith("two")
-        registry.archive("qa@3")
-        wait_for(url, version="qa@2")
         registry.archive("qa@2")
         wait_for(url, version="qa@1")
         assert told(url, "quick")[0].endswith("one")
+    assert set(load.statuses) == {200}, load.problems
+
+
+@pytest.mark.slow
+def test_a_version_that_does_not_open_takes_no_calls(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = follow(url, tmp_path, monkeypatch)
+    with under_load(url, None) as load:
+        registry.nominate("qa@3")
+        wait_for(url, version="qa@1", failure="qa@3 could not be opened: RuntimeError")
+        assert told(url, "quick")[0].endswith("one")
+        registry.archive("qa@3")
+        wait_for(url, version="qa@1")
+        registry.nominate("qa@2")
+        wait_for(url, version="qa@2")
     assert set(load.statuses) == {200}, load.problems
     assert not any("broken" in text for text in load.texts)

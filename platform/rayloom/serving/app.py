@@ -22,7 +22,6 @@ from ray.serve.handle import DeploymentHandle
 from rayloom.config import ServingConfig, validate
 from rayloom.registry import open_registry
 from rayloom.serving.access import Access, LiveKeys
-from rayloom.serving.arms import ArmObserver
 from rayloom.serving.backend import ReplicaBackend
 from rayloom.serving.calls import Following
 from rayloom.serving.capacity import ingress_options, model_options, most_in_flight
@@ -31,6 +30,7 @@ from rayloom.serving.deploying import FollowLoop, Rollout, digest_of, redeploy
 from rayloom.serving.exposure import check_exposure
 from rayloom.serving.following import Follower, Sources, follows_stage, pinned, source_of
 from rayloom.serving.limits import Limits
+from rayloom.serving.observing.metrics import Metrics
 from rayloom.serving.observing.opening import open_observer
 from rayloom.serving.page.mounting import mount_page
 from rayloom.serving.protocols import Backend
@@ -150,7 +150,7 @@ class HttpIngress:
         """Called by Serve once the replica stands."""
         config = self._config
         observer = open_observer(config)
-        backend = self._backend(observer.metrics.arms)
+        backend = self._backend(observer.metrics)
         limits = Limits(
             request_timeout_s=config.request_timeout_s,
             max_prompt_chars=config.max_prompt_chars,
@@ -165,14 +165,17 @@ class HttpIngress:
             mount_page(app, access)
         return app
 
-    def _backend(self, observer: ArmObserver) -> Backend:
+    def _backend(self, metrics: Metrics) -> Backend:
         config, served = self._config, self._config.served()
         adapters = {adapter: name for name, single in served.items() for adapter in single.adapters}
-        models = {name: Repeating(self._replicas(name, single)) for name, single in served.items()}
+        models = {
+            name: Repeating(self._replicas(name, single), on_repeat=metrics.repeated.labels(name).inc)
+            for name, single in served.items()
+        }
         catalog = CatalogBackend(models, adapters, also=list(config.routes), follows=self._follows)
         if not config.routes:
             return catalog
-        return SplitBackend(catalog, config.routes, observer, shadow_timeout_s=config.request_timeout_s)
+        return SplitBackend(catalog, config.routes, metrics.arms, shadow_timeout_s=config.request_timeout_s)
 
     def _replicas(self, name: str, config: ServingConfig) -> ReplicaBackend:
         return ReplicaBackend(

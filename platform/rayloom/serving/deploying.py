@@ -20,6 +20,7 @@ from ray.serve.context import _get_global_client
 
 from rayloom.config import ServedModelConfig, ServingConfig
 from rayloom.serving.following import Follower, Sources, source_of
+from rayloom.serving.rollouts import wait_out
 
 _OF_REPLICAS = {*ServedModelConfig.model_fields, "name", "request_timeout_s"}
 
@@ -88,15 +89,20 @@ def digest_of(config: ServingConfig, opener: Any, fields: set[str] | None = None
 
 
 def redeploy(app: Application, name: str) -> None:
-    """Deploy an application over the one of this name; returns when all of it takes calls.
+    """Deploy an application over the one of this name; returns when all that changed takes calls.
+
+    New replicas that are lost on the way are replaced, and do not end it, as long as Serve goes on.
 
     Raises:
-        RuntimeError: Some of it could not be opened. What was there before still takes calls.
+        ReplicasLostError: So many were lost that Serve gave the change up.
+        RuntimeError: Some of it could not be opened. In both cases what was there before still takes calls.
     """
     client = _get_global_client()
     assert client is not None, "Serve runs wherever something is served"
     details = client.get_serve_details()["applications"][name]
-    serve.run(app, name=name, route_prefix=details["route_prefix"])
+    target = serve.RunTarget(app, name=name, route_prefix=details["route_prefix"])
+    serve.run_many([target], wait_for_applications_running=False)
+    wait_out(name)
 
 
 class FollowLoop:

@@ -2,13 +2,12 @@
 
 A new version is opened beside the old one, and takes calls once it is ready; see `deploying` for how. What is decided
 here is which version should be served. One that cannot be opened is left alone until the stage holds another, or ten
-minutes have passed: it may have been the cluster's fault.
+minutes have passed: it may have been the cluster's fault. One whose replicas were lost is tried again sooner.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,12 @@ from rayloom.serving.calls import Following
 logger = logging.getLogger(__name__)
 
 _AGAIN_S = 600.0
+_AFTER_LOSS_S = 15.0
+"""Doubled with each try: what kills processes may be the version itself."""
+
+
+class ReplicasLostError(RuntimeError):
+    """New replicas did not fail to open, but their processes were lost, too often for Serve to go on."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,23 @@ class Deployer(Protocol):
     """Brings sources into service."""
 
     def __call__(self, sources: Sources) -> None:
-        """Serve these; returns when they take calls. Raises whatever kept one of them from that."""
+        """Serve these; returns when they take calls.
+
+        Raises:
+            ReplicasLostError: Processes were lost on the way.
+            Exception: Whatever else kept one of them from that.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A source that could not be served: not tried again before `until`, by the follower's clock."""
+
+    source: Source
+    until: float
+    num_lost: int
+    """Tries in a row that were lost with their replicas."""
 
 
 class Follower:
@@ -104,7 +124,7 @@ class Follower:
     ) -> None:
         self._current, self._followed, self._look, self._deploy = dict(current), followed, look, deploy
         self._clock = clock
-        self._refused: dict[str, tuple[Source, float]] = {}
+        self._refused: dict[str, _Refusal] = {}
         self._failures: dict[str, str] = {}
 
     def states(self) -> Mapping[str, Following]:
@@ -127,8 +147,8 @@ class Follower:
 
     def _was_refused(self, name: str, source: Source) -> bool:
         """Whether it did not open a short while ago."""
-        refused, at = self._refused.get(name, (None, -math.inf))
-        return source == refused and self._clock() < at + _AGAIN_S
+        refused = self._refused.get(name)
+        return refused is not None and source == refused.source and self._clock() < refused.until
 
     def _change(self, name: str, source: Source) -> None:
         before = self._current[name]
@@ -137,7 +157,7 @@ class Follower:
             self._deploy({**self._current, name: source})
         except Exception as error:
             logger.exception("%s could not be opened; %s goes on", source.version, before.version)
-            self._refused[name] = source, self._clock()
+            self._refused[name] = self._refusal(name, source, error)
             self._failures[name] = f"{source.version} could not be opened: {type(error).__name__}"
             self._restore()
             return
@@ -145,6 +165,14 @@ class Follower:
         self._refused.pop(name, None)
         self._failures.pop(name, None)
         logger.info("%s: %s is served", name or "the model", source.version)
+
+    def _refusal(self, name: str, source: Source, error: Exception) -> _Refusal:
+        """How long the source is left alone after this error."""
+        now, last = self._clock(), self._refused.get(name)
+        if not isinstance(error, ReplicasLostError):
+            return _Refusal(source, now + _AGAIN_S, 0)
+        num_lost = 1 + (last.num_lost if last is not None and last.source == source else 0)
+        return _Refusal(source, now + min(_AGAIN_S, _AFTER_LOSS_S * 2.0 ** (num_lost - 1)), num_lost)
 
     def _restore(self) -> None:
         """Make what is served the goal again, or it would not be replaced if it were lost."""

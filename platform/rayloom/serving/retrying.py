@@ -41,14 +41,17 @@ class Repeating:
     Args:
         inner: Where complete, stream and tokens may raise `ReplicaLostError`.
         pause_s: Seconds to wait after so many lost replicas; injected by tests.
-
-    Attributes:
-        num_repeated: Calls that were asked again, each time counted.
+        on_repeat: Called each time that a call is asked again.
     """
 
-    def __init__(self, inner: Backend, *, pause_s: Callable[[int], float] | None = None) -> None:
-        self._inner, self._pause_s = inner, pause_s or _pause_s
-        self.num_repeated = 0
+    def __init__(
+        self,
+        inner: Backend,
+        *,
+        pause_s: Callable[[int], float] | None = None,
+        on_repeat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._inner, self._pause_s, self._on_repeat = inner, pause_s or _pause_s, on_repeat
 
     async def complete(self, call: Call) -> Outcome:
         """See `Backend`."""
@@ -107,7 +110,7 @@ class Repeating:
             await self._wait(num_lost)
 
     async def _wait(self, num_lost: int) -> None:
-        self.num_repeated += 1
+        self._on_repeat()
         logger.warning("a replica was lost; its call is asked again")
         await asyncio.sleep(self._pause_s(num_lost))
 

@@ -10,7 +10,7 @@ from rayloom.config import ServingConfig
 from rayloom.errors import RegistryError
 from rayloom.registry import Registry
 from rayloom.serving.calls import Following
-from rayloom.serving.following import Follower, Source, Sources, follows_stage, pinned, source_of
+from rayloom.serving.following import Follower, ReplicasLostError, Source, Sources, follows_stage, pinned, source_of
 from tests.unit.registry.publishing import publish_artifact
 
 
@@ -20,6 +20,7 @@ class World:
     def __init__(self) -> None:
         self.stages = {"qa": Source("/1", version="qa@1"), "fr": Source("/7", version="fr@7")}
         self.broken: set[str] = set()
+        self.error: type[Exception] = RuntimeError
         self.served: Sources = {**self.stages, "other": Source("/x")}
         self.deployed: list[list[str]] = []
         self.now = 0.0
@@ -31,7 +32,7 @@ class World:
     def deploy(self, sources: Sources) -> None:
         self.deployed.append([source.artifact for source in sources.values()])
         if self.broken & {source.artifact for source in sources.values()}:
-            raise RuntimeError("the deployment failed")
+            raise self.error("the deployment failed")
         self.served = dict(sources)
 
     def hold(self, model: str, version: int) -> None:
@@ -96,6 +97,30 @@ def test_what_may_have_been_the_clusters_fault_is_tried_again_later() -> None:
     world.follower.step()
     assert world.served["qa"].artifact == "/2"
     assert world.follower.states()["qa"] == Following("qa@2")
+
+
+def test_a_version_whose_replicas_were_lost_is_tried_again_soon_and_then_later() -> None:
+    world = World()
+    world.broken, world.error = {"/2"}, ReplicasLostError
+    tried_at = []
+    world.hold("qa", 2)
+    for world.now in range(1, 1800):
+        before = len(world.deployed)
+        world.follower.step()
+        if len(world.deployed) > before:
+            tried_at.append(world.now)
+    assert tried_at == [15, 45, 105, 225, 465, 945, 1545]  # after 15 s, 30 s, …, and every ten minutes in the end
+    world.broken = set()
+    world.now = 2200.0
+    world.follower.step()
+    assert world.follower.states()["qa"] == Following("qa@2")
+    world.hold("qa", 1)
+    world.broken = {"/2"}
+    world.hold("qa", 2)
+    world.now += 15.0
+    world.broken = set()
+    world.follower.step()  # what was lost before it was served once does not count any more
+    assert world.served["qa"].artifact == "/2"
 
 
 def test_a_registry_that_cannot_be_read_changes_nothing() -> None:

@@ -76,12 +76,12 @@ def events_of(backend: Repeating) -> list[Event]:
 
 
 def test_a_lost_call_is_asked_again_with_the_same_seed() -> None:
-    inner = Losing(num_lost=2)
-    backend = repeating(inner)
+    inner, repeats = Losing(num_lost=2), list[str]()
+    backend = Repeating(inner, pause_s=lambda num_lost: 0.0, on_repeat=lambda: repeats.append("again"))
     outcome = asyncio.run(backend.complete(CALL))
     assert isinstance(outcome, Completion)
     assert outcome.texts == ("ONE TWO",)
-    assert backend.num_repeated == 2
+    assert repeats == ["again", "again"]
     first, *others = inner.seen
     assert first.parameters["seed"] >= 0
     assert others == [first, first]

@@ -102,6 +102,7 @@ class Metrics:
     Attributes:
         arms: Those of A/B splits.
         in_flight: Requests that are being answered.
+        repeated: Calls that were asked again, by the model's name in the config.
     """
 
     def __init__(self) -> None:
@@ -112,6 +113,7 @@ class Metrics:
         self._requests = self._counter("requests", "HTTP requests", "route", *_MODEL, "status")
         self._rejections = self._counter("rejections", "Requests that ended in a problem", "route", "model", "reason")
         self._gone = self._counter("clients_gone", "Clients that went away before the end", "route", "model")
+        self.repeated = self._counter("repeated_calls", "Calls asked again, for their replica was lost", "model")
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts", *_MODEL)
         self._generated_tokens = self._counter("generated_tokens", "Tokens written", *_MODEL)
         self._seconds = self._histogram("request", "Whole requests", _REQUEST_S, "route")

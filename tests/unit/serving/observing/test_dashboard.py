@@ -29,6 +29,7 @@ def samples() -> dict[str, set[str]]:
     shared: dict[str, Any] = {"route": "/generate", "calls": [call], "gaps_s": [0.1], "first_s": 0.1}
     metrics.add(Record(status=200, reason="internal", **shared))
     metrics.add(Record(status=499, is_gone=True, **shared))
+    metrics.repeated.labels("m").inc()
     metrics.arms.ended(ArmCall("split", "arm", is_shadow=True, status=200, seconds=0.5, num_tokens=3))
     metrics.text([FIGURES], "")
     found: dict[str, set[str]] = {}

@@ -1,0 +1,75 @@
+"""Whether a change of a served application has come to its end, and which one.
+
+Serve calls a change failed as soon as one new replica is lost, and goes on with it all the same: it stops only when new
+replicas have failed three times each. Serve's own wait ends at the first; this one at the second. Nor does it wait for
+replicas of deployments that do not change, which Serve's does.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+from ray import serve
+
+from rayloom.serving.following import ReplicasLostError
+
+_LOST_TRIGGER = "HEALTH_CHECK_FAILED"
+_STOPPED = ("The deployment failed to start", "The rolling update of this deployment failed")
+"""How Serve begins to speak of a deployment whose change it has stopped, whatever the trigger."""
+_OF_LOSS = re.compile(r"failed its health check\.$|\b(Actor\w+|WorkerCrashed\w*|NodeDied\w*|OwnerDied\w*)Error\b")
+_POLL_S = 0.2
+
+State = Literal["goes on", "done", "failed"]
+
+
+def wait_out(name: str, *, poll_s: float = _POLL_S, look: Callable[[str], Any] | None = None) -> None:
+    """Wait until a change is through, or Serve has given it up.
+
+    Args:
+        name: Of the application.
+        poll_s: Seconds between two looks.
+        look: The application's status by its name, as `serve.status` tells it; injected by tests.
+
+    Raises:
+        ReplicasLostError: Serve gave it up because new replicas were lost.
+        RuntimeError: It failed in another way.
+    """
+    look = look or (lambda name: serve.status().applications.get(name))
+    while True:
+        status = look(name)
+        state = "failed" if status is None else state_of(status)
+        if state == "done":
+            return
+        if state == "failed":
+            raise _error(name, status)
+        time.sleep(poll_s)
+
+
+def state_of(status: Any) -> State:
+    """Where a change is, by the status of its application (`ray.serve.schema.ApplicationStatusOverview`)."""
+    failed = _failed(status)
+    if status.status == "DEPLOY_FAILED":
+        return "goes on" if failed and all(map(_only_lost_some, failed)) else "failed"
+    is_changing = status.status == "DEPLOYING" or any(each.status == "UPDATING" for each in status.deployments.values())
+    return "goes on" if is_changing else "done"
+
+
+def _failed(status: Any) -> list[Any]:
+    return [each for each in status.deployments.values() if each.status == "DEPLOY_FAILED"]
+
+
+def _only_lost_some(deployment: Any) -> bool:
+    """Whether Serve goes on with the change of a deployment that it calls failed."""
+    return deployment.status_trigger == _LOST_TRIGGER and not deployment.message.startswith(_STOPPED)
+
+
+def _error(name: str, status: Any) -> RuntimeError:
+    if status is None:
+        return RuntimeError(f"{name} is gone: it was deleted while it changed")
+    failed = _failed(status)
+    messages = [each.message.strip() for each in failed] or [status.message]
+    are_lost = bool(failed) and all(_OF_LOSS.search(message) for message in messages)
+    return (ReplicasLostError if are_lost else RuntimeError)("; ".join(messages))
