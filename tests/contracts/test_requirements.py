@@ -35,6 +35,10 @@ PACKAGE_OF = {
 }
 
 
+# Runs under the Python of vLLM's own environment.
+ELSEWHERE = ROOT / "platform" / "rayloom" / "engine" / "vllm" / "worker.py"
+
+
 def pins() -> dict[str, Requirement]:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
@@ -48,7 +52,7 @@ def imported(*, at_once: bool = False) -> dict[str, Path]:
         at_once: Only those that importing our module imports, not those that a function imports when it is called.
     """
     found: dict[str, Path] = {}
-    for path in (ROOT / "platform" / "rayloom").rglob("*.py"):
+    for path in set((ROOT / "platform" / "rayloom").rglob("*.py")) - {ELSEWHERE}:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in tree.body if at_once else ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
