@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from peft import PeftModel
@@ -23,6 +23,8 @@ from rayloom.generation.resolving import Addressing, Resolver
 from rayloom.generation.transformers_generator import max_positions
 from rayloom.models import LoadedModel, load_model, open_model, resolve_source
 from rayloom.registry import locate
+
+_Name = TypeVar("_Name", bound=str)
 
 _UNBOUNDED = 1 << 20
 """Prompt length of plain models: what does not fit their positions is refused, never cut."""
@@ -112,10 +114,7 @@ def pick_precision(precision: str) -> WeightPrecision:
         RequestError: Not one of them.
     """
     names: tuple[WeightPrecision, ...] = get_args(WeightPrecision)
-    for name in names:
-        if name == precision:
-            return name
-    raise RequestError(f"precision {precision!r}: expected {', '.join(names)}")
+    return _known("precision", precision, names)
 
 
 def pick_engine(engine: str) -> EngineKind:
@@ -125,10 +124,7 @@ def pick_engine(engine: str) -> EngineKind:
         RequestError: Not one of them.
     """
     names: tuple[EngineKind, ...] = get_args(EngineKind)
-    for name in names:
-        if name == engine:
-            return name
-    raise RequestError(f"engine {engine!r}: expected {' or '.join(names)}")
+    return _known("engine", engine, names)
 
 
 def start_engine(
@@ -194,6 +190,13 @@ def _open_artifact(path: str) -> Opened:
     )
     adapter = artifact.adapter_path if manifest.kind == "adapter" else None
     return Opened(manifest.name, loaded, encoder, manifest.generation, artifact, adapter)
+
+
+def _known(what: str, value: str, names: tuple[_Name, ...]) -> _Name:
+    for name in names:
+        if name == value:
+            return name
+    raise RequestError(f"{what} {value!r}: expected {', '.join(names)}")
 
 
 def _looks_like_path(name: str) -> bool:
