@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
     """Keep freed memory for the next step, instead of giving it back to the system.
 
     A step allocates and frees the same large tensors again and again. By default glibc gets those from the system and
-    gives them back each time, and the system has to find and zero every page anew: for a small model a fifth of a
+    gives them back each time, and the system has to find and zero every page anew: for a small model a good part of a
     step. The process then keeps the memory of its largest step until it ends; only tensors of a GiB and more are still
     given back.
 

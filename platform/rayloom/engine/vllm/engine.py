@@ -144,10 +144,6 @@ class VllmEngine:
         events = [event for each in told for event in self._read(each)]
         return [*events, *self._late()]
 
-    def close(self) -> None:
-        """End vLLM's process."""
-        self._process.close()
-
     def _read(self, told: Mapping[str, Any]) -> list[Event]:
         flight = self._flights.get(int(told["id"]))
         if flight is None:

@@ -79,15 +79,13 @@ class VllmProcess:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=_read_lines, args=(self._process.stdout, self._lines), daemon=True).start()
         self._end = weakref.finalize(self, _end, self._process)
-        self.send(
-            {"engine": dict(settings.engine), "threads": settings.threads, "environment": dict(settings.environment)}
-        )
+        self.send({"engine": dict(settings.engine), "threads": settings.threads})
         first = self._lines.get()
         opened = (
             json.loads(first) if first else {"error": f"its process ended ({self._process.wait()}); see its log above"}
         )
         if "error" in opened:
-            self.close()
+            self._end()
             raise ModelError(f"vLLM cannot open this model: {opened['error']}")
         self.max_length = int(opened["max_length"])
 
@@ -118,10 +116,6 @@ class VllmProcess:
                 line = self._lines.get_nowait()
             raise self._gone()
         return told
-
-    def close(self) -> None:
-        """End the process, and wait for it."""
-        self._end()
 
     def _gone(self) -> EngineError:
         self._lines.put(None)  # for the next one who asks

@@ -3,9 +3,9 @@
 Runs as a script under the Python of vLLM's environment, so it needs nothing but that and the standard library. It
 ends when its standard input does. Standard output is for lines of JSON alone; what libraries print goes to stderr.
 
-In: first the settings (see `rayloom.engine.vllm.process.Settings`), then ``{"add": id, "prompt": [token, ...],
-"params": {...}, "adapter": [name, number, folder] or null, "priority": int}`` and ``{"cancel": id}``. Out: first
-``{"max_length": int}`` or ``{"error": text}``, then for each step that made anything a list of ``{"id": id}`` with
+In: first the engine's arguments and the threads of `rayloom.engine.vllm.process.Settings`, then ``{"add": id, "prompt":
+[token, ...], "params": {...}, "adapter": [name, number, folder] or null, "priority": int}`` and ``{"cancel": id}``. Out:
+first ``{"max_length": int}`` or ``{"error": text}``, then for each step that made anything a list of ``{"id": id}`` with
 ``{"refused": text}`` or ``{"index": int, "tokens": [...], "scores": [...] or null, "reason": text or null}``, once with
 ``{"prompt": [score, ...]}`` where that was asked. A score is ``[log-probability, [[token, log-probability], ...]]``.
 """
@@ -117,7 +117,6 @@ def _score(token: int, found: dict[int, Any], wanted: int) -> list[Any]:
 
 
 def _open(settings: dict[str, Any]) -> Any:
-    os.environ.update(settings["environment"])
     from vllm import EngineArgs, LLMEngine
 
     if settings["threads"]:
