@@ -3,11 +3,12 @@
 Runs as a script under the Python of vLLM's environment, so it needs nothing but that and the standard library. It
 ends when its standard input does. Standard output is for lines of JSON alone; what libraries print goes to stderr.
 
-In: first the engine's arguments and the threads of `rayloom.engine.vllm.process.Settings`, then ``{"add": id, "prompt":
-[token, ...], "params": {...}, "adapter": [name, number, folder] or null, "priority": int}`` and ``{"cancel": id}``. Out:
-first ``{"max_length": int}`` or ``{"error": text}``, then for each step that made anything a list of ``{"id": id}`` with
-``{"refused": text}`` or ``{"index": int, "tokens": [...], "scores": [...] or null, "reason": text or null}``, once with
-``{"prompt": [score, ...]}`` where that was asked. A score is ``[log-probability, [[token, log-probability], ...]]``.
+In: first the engine's arguments and the threads of `rayloom.engine.vllm.process.Settings`, then ``{"add": id,
+"prompt": [token, ...], "params": {...}, "adapter": [name, number, folder] or null, "priority": int}`` and
+``{"cancel": id}``. Out: first ``{"max_length": int}`` or ``{"error": text}``, then for each step that made anything a
+list of ``{"id": id}`` with ``{"refused": text}`` or ``{"index": int, "tokens": [...], "scores": [...] or null,
+"reason": text or null}``, once with ``{"prompt": [score, ...]}`` where that was asked. A score is
+``[log-probability, [[token, log-probability], ...]]``.
 """
 
 from __future__ import annotations
