@@ -48,6 +48,7 @@ def judge(registry: Registry, reference: str, *, device: str | None = None) -> V
         production=production.version if production else None,
         gate_hash=config_hash(gate),
         report_hash=version.report.sha256 if version.report else None,
+        production_report_hash=production.report.sha256 if production and production.report else None,
         checks=tuple(checks),
         judged=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

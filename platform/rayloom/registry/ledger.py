@@ -159,7 +159,7 @@ class Ledger:
             raise no_verdict(number)
         verdict, old = self.verdicts[number], self.production
         version = self._version(event, verdict.version)
-        check_promotion(verdict, version, production=old, gate=self.gate)
+        check_promotion(verdict, version, production=self.versions[old] if old else None, gate=self.gate)
         self._leave("replaced")
         self._promotions.append(_Promotion(version.version))
         self._change(version, stage="production")

@@ -94,6 +94,8 @@ class Verdict(_Record):
     gate_hash: str
     report_hash: str | None
     """Of the evaluation report that was judged."""
+    production_report_hash: str | None = None
+    """Of the report of the version in production, which the judged one was compared with."""
     checks: tuple[Check, ...]
     judged: str
     """ISO 8601, UTC."""

@@ -7,7 +7,7 @@ from rayloom.errors import RegistryError
 from rayloom.registry.records import Report, Stage, Verdict, Version
 
 
-def check_promotion(verdict: Verdict, version: Version, *, production: int | None, gate: GateConfig) -> None:
+def check_promotion(verdict: Verdict, version: Version, *, production: Version | None, gate: GateConfig) -> None:
     """Refuse a promotion that the gate has not allowed, or that rests on what has changed since.
 
     Args:
@@ -24,12 +24,17 @@ def check_promotion(verdict: Verdict, version: Version, *, production: int | Non
         raise RegistryError(f"{version.name} does not pass the gate: {failed}")
     if version.stage == "production":
         raise RegistryError(f"{version.name} is in production already")
-    if production != verdict.production:
-        raise overtaken(verdict.model, verdict.production, production)
+    current = production.version if production else None
+    if current != verdict.production:
+        raise overtaken(verdict.model, verdict.production, current)
     if config_hash(gate) != verdict.gate_hash:
         raise RegistryError(f"the gate was changed after {version.name} was judged: promote it again")
     if _hash(version.report) != verdict.report_hash:
         raise RegistryError(f"{version.name} got another report after it was judged: promote it again")
+    if production and _hash(production.report) != verdict.production_report_hash:
+        raise RegistryError(
+            f"{production.name} got another report after {version.name} was compared with it: promote it again"
+        )
     if version.digest != verdict.digest:
         raise RegistryError(f"{version.name} was judged with another artifact: promote it again")
 

@@ -15,7 +15,7 @@ from rayloom.registry.refusals import check_move, check_promotion, moved_text, n
 def promote(connection: sqlite3.Connection, number: int) -> Version:
     """Put a judged version into production, and archive the one that was there.
 
-    Whatever the verdict depended on must still be so: the artifact, the version in production, the gate, the report.
+    Whatever the verdict depended on must still be so: the artifact, the version in production, the gate, the reports.
 
     Args:
         connection: Holds the write lock.
@@ -26,10 +26,10 @@ def promote(connection: sqlite3.Connection, number: int) -> Version:
     """
     verdict = rows.verdict_of(connection, number)
     version = rows.find(connection, Reference(verdict.model, verdict.version))
-    current, gate = rows.production_of(connection, verdict.model), rows.gate_of(connection, verdict.model)
-    check_promotion(verdict, version, production=current, gate=gate)
+    old, gate = rows.production_of(connection, verdict.model), rows.gate_of(connection, verdict.model)
+    production = rows.find(connection, Reference(verdict.model, old)) if old is not None else None
+    check_promotion(verdict, version, production=production, gate=gate)
     check_artifact(version)
-    old = verdict.production
     if old is not None:
         rows.set_stage(connection, verdict.model, old, "archived")
         _close_promotion(connection, verdict.model, "replaced")

@@ -109,3 +109,14 @@ def test_verdicts_that_were_given_in_other_times_promote_nothing(tmp_path: Path)
     with pytest.raises(RegistryError, match="does not pass the gate: rougeL: 0.1 on test"):
         gated.promote(registry, 3)
     assert replayed(registry) == [1]
+
+
+def test_a_verdict_against_an_old_report_of_production_promotes_nothing(tmp_path: Path) -> None:
+    """The rival was measured again between the comparison and the promotion."""
+    registry = filled(tmp_path)
+    early = judge(registry, "qa@2", device="cpu")
+    assert early.passed
+    gated.measure(registry, 1, 0.95)
+    with pytest.raises(RegistryError, match="qa@1 got another report after qa@2 was compared with it"):
+        registry.promote(early.id)
+    assert replayed(registry) == [1]
