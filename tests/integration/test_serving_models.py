@@ -14,10 +14,12 @@ import httpx
 import pytest
 
 from rayloom.config import ServingConfig
+from rayloom.errors import RegistryError
 from rayloom.registry import Registry
 from rayloom.serving import application, serving
 from rayloom.serving.deploying import redeploy
 from tests.serving_load import quick_models, under_load
+from tests.unit.evaluation import gated
 from tests.unit.registry.publishing import publish_artifact
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -179,34 +181,49 @@ def wait_for(url: str, **expected: Any) -> None:
         time.sleep(0.1)
 
 
-def follow(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """The application that is there makes way for another under the same address, which follows a stage."""
+def registered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """Three versions; what the gate wants of them is ROUGE-L alone."""
     monkeypatch.setenv("RAYLOOM_REGISTRY", str(folder / "registry"))
     registry = Registry()
     for name in ("one", "two", "broken"):
         registry.register("qa", publish_artifact(folder, name), copy=False)
-    registry.nominate("qa@1")
-    config = ServingConfig(artifact="qa@candidate", num_cpus=0.1, follow_stages_s=0.3)
-    redeploy(application(config, open_model=quick_models()), APP)
-    wait_for(url, version="qa@1")
+    registry.set_gate("qa", gated.gate(0.2))
     return registry
 
 
-def test_a_stage_is_followed_forwards_and_back(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = follow(url, tmp_path, monkeypatch)
+def follow(url: str, stage: str) -> None:
+    """The application that is there makes way for another under the same address, which follows a stage."""
+    config = ServingConfig(artifact=f"qa@{stage}", num_cpus=0.1, follow_stages_s=0.3)
+    redeploy(application(config, open_model=quick_models()), APP)
+    wait_for(url, version="qa@1")
+
+
+def test_production_is_followed_through_a_promotion_and_its_rollback(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = registered(tmp_path, monkeypatch)
+    for version, rouge in enumerate((0.5, 0.6, 0.1), start=1):
+        gated.measure(registry, version, rouge)
+    gated.promote(registry, 1)
+    follow(url, "production")
     with under_load(url, None) as load:
-        registry.nominate("qa@2")
+        gated.promote(registry, 2)
         wait_for(url, version="qa@2")
         assert told(url, "quick")[0].endswith("two")
-        registry.archive("qa@2")
+        with pytest.raises(RegistryError, match="does not pass the gate"):
+            gated.promote(registry, 3)
+        registry.rollback("qa", expected=2)
         wait_for(url, version="qa@1")
         assert told(url, "quick")[0].endswith("one")
     assert set(load.statuses) == {200}, load.problems
+    assert not any("broken" in text for text in load.texts)
 
 
 @pytest.mark.slow
 def test_a_version_that_does_not_open_takes_no_calls(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = follow(url, tmp_path, monkeypatch)
+    registry = registered(tmp_path, monkeypatch)
+    registry.nominate("qa@1")
+    follow(url, "candidate")
     with under_load(url, None) as load:
         registry.nominate("qa@3")
         wait_for(url, version="qa@1", failure="qa@3 could not be opened: RuntimeError")
