@@ -152,7 +152,7 @@ def test_lesser_instruction_sets(flags):
     """The same tests on what such a CPU would run. (No flag can show more than this machine has.)"""
     if not kernels.available():
         pytest.skip("no kernels on this machine")
-    names = ("attention", "linear", "kernels", "adapter_rows")
+    names = ("attention", "linear", "kernels", "adapter_rows", "selection")
     files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in names]
     result = run_here({"RAYLOOM_KERNELS_FLAGS": flags}, "-m", "pytest", "-q", "-m", "not slow", *files)
     assert result.returncode == 0, result.stdout[-3000:]

@@ -102,7 +102,7 @@ def test_blocks_are_copied_in_all_layers(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("depth", "width"), [(1, 1), (3, 5), (16, 4), (64, 130), (100, 17), (513, 33), (1040, 259)])
-@pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 4, 5, 16, 17, 70])
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 4, 5, 16, 17, 70, 150])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_float_products(depth: int, width: int, num_rows: int, has_bias: bool) -> None:
     torch.manual_seed(depth + width)
@@ -115,12 +115,39 @@ def test_float_products(depth: int, width: int, num_rows: int, has_bias: bool) -
     torch.testing.assert_close(y_TO.double(), wanted_TO, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("depth", [31, 512, 1536])
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e15])
+def test_float_products_are_as_close_as_those_of_float32(depth: int, scale: float) -> None:
+    """Rows and features whose values differ by orders of magnitude, against sums in float64."""
+    torch.manual_seed(depth)
+    weight_OI = torch.randn(70, depth) * 10 ** torch.randn(70, depth)
+    x_TI = torch.randn(40, depth) * 10 ** torch.randn(40, depth) * scale
+    wanted_TO = x_TI.double() @ weight_OI.double().t()
+    size_TO = x_TI.double().abs() @ weight_OI.double().abs().t()
+    ours, torchs = (
+        (y_TO.double() - wanted_TO).abs() / size_TO for y_TO in (FloatLinear(weight_OI)(x_TI), x_TI @ weight_OI.t())
+    )
+    assert ours.mean() < 1.2 * torchs.mean()
+    assert ours.max() < 1.5 * torchs.max()
+
+
+def test_float_products_of_what_is_not_finite_harm_no_other() -> None:
+    torch.manual_seed(0)
+    linear, x_TI = FloatLinear(torch.randn(40, 70)), torch.randn(20, 70)
+    wanted_TO = linear(x_TI)
+    x_TI[4, 7], x_TI[9, 69] = torch.nan, torch.inf
+    y_TO = linear(x_TI)
+    assert not y_TO[[4, 9]].isfinite().any()
+    others = [row for row in range(20) if row not in (4, 9)]
+    torch.testing.assert_close(y_TO[others], wanted_TO[others])
+
+
 @needs_kernels
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="torch's own products are used here")
 @pytest.mark.parametrize(("depth", "width"), [(64, 130), (100, 17), (1040, 259)])
 def test_rows_of_float_products_have_the_same_bits_in_any_company(depth: int, width: int) -> None:
     torch.manual_seed(depth)
-    linear, x_TI = FloatLinear(torch.randn(width, depth), torch.randn(width)), torch.randn(70, depth)
+    linear, x_TI = FloatLinear(torch.randn(width, depth), torch.randn(width)), torch.randn(150, depth)
     y_TO = linear(x_TI)
-    for first, last in ((0, 1), (3, 6), (5, 22), (69, 70), (2, 70)):
+    for first, last in ((0, 1), (3, 6), (5, 22), (69, 70), (2, 70), (100, 150), (0, 130)):
         assert torch.equal(linear(x_TI[first:last]), y_TO[first:last])

@@ -7,6 +7,7 @@
 // pay for; and it adds in another order for 3 rows than for 30.
 #include <algorithm>
 
+#include "float_tiles.h"
 #include "vectors.h"
 
 namespace {
@@ -128,6 +129,7 @@ void band(const Problem& p, int first, int last) {
 // out = x W^T + bias (may be null).
 extern "C" void linear_fp32(float* out, const float* x, const float* weights, int64_t stride, const float* bias,
                             int num_rows, int depth, int width) {
+    if (linear_fp32_tiles(out, x, weights, stride, bias, num_rows, depth, width)) return;
     const Problem p = {out, x, weights, bias, stride, num_rows, depth, width};
 #pragma omp parallel for schedule(static) num_threads(threads_for(int64_t(num_rows) * depth * width, WORTH))
     for (int first = 0; first < width; first += BAND) band(p, first, std::min(first + BAND, width));

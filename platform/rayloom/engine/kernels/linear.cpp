@@ -6,16 +6,13 @@
 // of the torch path. Rows never influence each other.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
-#if defined(__AMX_TILE__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
+#include "buffers.h"
+#include "tiles.h"
 #include "vectors.h"
 
 #define RESTRICT __restrict__
@@ -44,26 +41,11 @@ struct Shape {
     int rows, width, depth;  // width: output features; depth: padded input features
 };
 
-bool request_tiles() {
-#if defined(__AMX_TILE__) && defined(__linux__)
-    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-#else
-    return false;
-#endif
-}
-
 const bool HAS_TILES = request_tiles();
 
 // ---- AMX: 16 x 16 sums per tile ---------------------------------------------------------------------------------
 
 #if defined(__AMX_TILE__)
-
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 #define MULTIPLY(format, c, a, b)                   \
     do {                                            \
@@ -233,22 +215,6 @@ INLINE void product(const char* x, int64_t stride, const char* w, const Shape& s
 }
 
 // ---- inputs -----------------------------------------------------------------------------------------------------
-
-// A caller's thread keeps its buffer for the rounded inputs.
-struct Buffer {
-    char* data = nullptr;
-    size_t size = 0;
-    ~Buffer() { free(data); }
-    char* at_least(size_t wanted) {
-        if (wanted > size) {
-            free(data);
-            size = (wanted * 5 / 4 + 4095) / 4096 * 4096;
-            data = static_cast<char*>(aligned_alloc(4096, size));
-            if (!data) abort();
-        }
-        return data;
-    }
-};
 
 // Rows 80 % of a page apart would share cache sets; one line more spreads them. Rows are padded to whole tiles.
 INLINE int64_t stride_for(int64_t bytes) { return bytes % 1024 == 0 ? bytes + 64 : bytes; }
