@@ -12,6 +12,7 @@
     │   ├── RegistryError        a model, version or stage that the registry does not have, or does not give
     │   └── RequestError         generation parameters or prompts
     ├── TrainingError            a run failed for a reason that the config does not explain
+    │   └── DivergedError        its loss or gradients are not finite, and would not be at another attempt
     ├── EngineError              the generation engine broke while it worked on a request
     └── ServiceError             a server, cluster or job that does not answer
 """
@@ -96,6 +97,13 @@ class RequestError(UserError):
 
 class TrainingError(RayloomError):
     """A training run failed."""
+
+
+class DivergedError(TrainingError):
+    """The loss or gradients of a run are not finite. Every rank raises it, at the same step.
+
+    From the last checkpoint the same steps would end in the same way: no reason to replace a worker.
+    """
 
 
 class EngineError(RayloomError):

@@ -138,7 +138,11 @@ def train_rows(config: RunConfig) -> Rows | None:
 
 
 def look_at_machine(config: RunConfig, memory: float | None, gpu: bool | None) -> Machine:
-    """Device and memory of one worker, given or found here."""
+    """Device and memory of one worker, given or found here.
+
+    Raises:
+        ConfigError: Workers have GPUs, there is none here, and nobody said how much memory one has.
+    """
     import psutil
     import torch
 
@@ -149,6 +153,8 @@ def look_at_machine(config: RunConfig, memory: float | None, gpu: bool | None) -
         return Machine(on_gpu, int(memory * (1 << 30)), "given")
     if on_gpu and has_gpu:
         return Machine(on_gpu, torch.cuda.get_device_properties(0).total_memory, "this machine's GPU")
+    if on_gpu:
+        raise ConfigError("workers take GPUs, and there is none here to look at: give its memory, such as --memory 80")
     available = psutil.virtual_memory().available // config.distributed.num_workers
     return Machine(on_gpu, available, "free on this machine now, parted among its workers")
 
@@ -190,7 +196,7 @@ def run_table(sizing: Sizing, rows: Rows | None) -> Table:
     """Disk, steps and time."""
     amount = sizing.amount
     table = Table(title="disk and time", show_header=False, title_justify="left")
-    table.add_row("checkpoints kept", f"{gib(sizing.checkpoint_bytes)} GiB")
+    table.add_row("checkpoints at most", f"{gib(sizing.checkpoint_bytes)} GiB")
     table.add_row("artifact", f"{gib(sizing.artifact_bytes)} GiB")
     if rows is None or amount.total_tokens is None:
         table.add_row("steps", "unknown: the rows could not be read")

@@ -20,7 +20,8 @@ def submit(
 ) -> None:
     """Run a job file (training, sweep or evaluation) on a Ray cluster.
 
-    The working folder is uploaded, without .venv, .git, runs and reports.
+    The working folder is uploaded, without .venv, .git, what .gitignore names, and the folders of results: runs, sweeps
+    and reports.
     """
     from rayloom.launch import submit_job
 

@@ -43,6 +43,9 @@ Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="Folder or URI of 
 def run(
     file: Annotated[Path, typer.Argument(help="Sweep file, such as jobs/sweep/….yaml.", show_default=False)],
     set_: Overrides = [],  # noqa: B006 - typer copies it
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try trials again that failed for good; they go on where they were.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of Ray's processes too.")] = False,
 ) -> None:
     """Run a sweep to its report, or go on with it. `rayloom sweep FILE` does the same.
@@ -55,7 +58,7 @@ def run(
     from rayloom.launch.sweeping.running import run_sweep
     from rayloom.launch.sweeping.terminal import SweepTerminal
 
-    outcome = run_sweep(sweep, show=SweepTerminal(console), verbose=verbose)
+    outcome = run_sweep(sweep, show=SweepTerminal(console), retry_failed=retry_failed, verbose=verbose)
     show_results(outcome.results)
     console.print(f"\nreport: [bold]{escape(outcome.paths.html)}[/]  (also sweep.json, sweep.csv)", highlight=False)
     console.print(

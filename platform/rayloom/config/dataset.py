@@ -28,7 +28,7 @@ class DatasetConfig(Section):
     test_fraction: float = Field(0.1, gt=0.0, lt=0.5)
     """Share of the rows that a split puts into test."""
     split_seed: int = 0
-    """Seed of the split; equal normalised inputs always fall on the same side."""
+    """Seed of the split; rows with equal normalised inputs and contexts always fall on the same side."""
 
     input_column: str | None = None
     """Column with the question, document, source sentence or instruction (default by task)."""

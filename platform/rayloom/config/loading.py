@@ -128,7 +128,7 @@ def config_hash(config: BaseModel) -> str:
 
 def dump_yaml(config: BaseModel) -> str:
     """The resolved config as YAML: every field, defaults included."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_yaml(text: str) -> Any:
@@ -152,9 +152,14 @@ class _Loader(yaml.SafeLoader):
     }
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around texts that `_Loader` would take for numbers, such as the commit ``7352e10``."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def _key_lines(node: yaml.Node, path: Path, at: Location = ()) -> Lines:
@@ -194,9 +199,13 @@ def _apply_override(values: dict[str, Any], override: str) -> Location:
     return (*parents, last)
 
 
+def anchored(key: str, value: Any, folder: Path) -> Any:
+    """The value of a dotted key; the path of a data file starts at a folder where it is relative."""
+    is_path = tuple(key.split(".")) in _PATH_KEYS and isinstance(value, str) and "://" not in value
+    return str(folder / value) if is_path else value
+
+
 def _anchor_path(values: dict[str, Any], keys: tuple[str, str], folder: Path) -> None:
     section = values.get(keys[0])
-    if isinstance(section, dict) and isinstance(section.get(keys[1]), str):
-        text = section[keys[1]]
-        if "://" not in text:
-            section[keys[1]] = str(folder / text)
+    if isinstance(section, dict) and keys[1] in section:
+        section[keys[1]] = anchored(".".join(keys), section[keys[1]], folder)

@@ -184,7 +184,8 @@ class SweepConfig(Section):
     config: str
     """Training config that trials are made of, as ``rayloom train`` takes it; relative to this file's folder."""
     overrides: dict[str, Any] = Field(default_factory=dict)
-    """Keys of that config that are the same in all trials, such as ``training.num_epochs: 1``."""
+    """Keys of that config that are the same in all trials, such as ``training.num_epochs: 1``. Relative paths of data
+    files start at that config's folder, here and in the space."""
     space: dict[str, Dimension] = Field(..., min_length=1)
     """What is varied: any key of the training config, as ``training.learning_rate: {loguniform: [1e-4, 1e-2]}``."""
     search: Search = "random"

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rayloom.config.loading import load_run_config, read_values, validate
+from rayloom.config.loading import anchored, load_run_config, read_values, validate
 from rayloom.config.problems import Lines, config_error
 from rayloom.config.run import RunConfig
 from rayloom.config.sweep import EVALUATION_PREFIX, Dimension, SweepConfig, flattened
@@ -69,12 +69,29 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> Sweep:
     if isinstance(values.get("overrides"), dict):
         values["overrides"] = flattened(values["overrides"])
     config = validate(SweepConfig, values, path=path, lines=lines)
+    config = _anchored(config, (path.parent / config.config).resolve().parent)
     place = Places(path, lines)
     base = _base(config, place)
     for key, dimension in config.space.items():
         _check_dimension(base, key, dimension, place)
     _check_metric(config, base, place)
     return Sweep(config, base, config.output.name or path.stem)
+
+
+def _anchored(config: SweepConfig, folder: Path) -> SweepConfig:
+    """Data files start at the folder of the training config, whose keys they are; as with its ``--set``."""
+
+    def placed(values: Values) -> dict[str, Any]:
+        return {key: anchored(key, value, folder) for key, value in values.items()}
+
+    space = {
+        key: each
+        if each.values is None
+        else each.model_copy(update={each.kind: [anchored(key, value, folder) for value in each.values]})
+        for key, each in config.space.items()
+    }
+    start_with = [placed(point) for point in config.start_with]
+    return config.model_copy(update={"overrides": placed(config.overrides), "space": space, "start_with": start_with})
 
 
 @dataclass(frozen=True)

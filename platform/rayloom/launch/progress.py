@@ -144,10 +144,19 @@ def samples_table(record: EvalRecord) -> Table | None:
 
 
 def both(*sinks: Callable[[Event], None]) -> Sink:
-    """A sink that feeds several."""
+    """A sink that feeds several. One that fails is not fed any more: the others are told, and the run goes on."""
+    fed = list(sinks)
 
     def send(event: Event) -> None:
-        for sink in sinks:
-            sink(event)
+        for sink in list(fed):
+            try:
+                sink(event)
+            except (Exception, SystemExit) as error:  # rich exits where the terminal is a pipe that was closed
+                fed.remove(sink)
+                send(Note(f"warning: {_name_of(sink)} is not fed any more: {type(error).__name__}: {error}"))
 
     return send
+
+
+def _name_of(sink: Callable[[Event], None]) -> str:
+    return "the terminal" if isinstance(sink, TerminalSink) else getattr(sink, "__qualname__", type(sink).__name__)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,10 @@ import yaml
 
 from rayloom.config import RunConfig, dump_yaml, validate
 from rayloom.errors import ConfigError
-from rayloom.launch.progress import Event, Note
-from rayloom.training import Identity, StepRecord
+from rayloom.training import Identity
 from rayloom.training.commits import identity_of
 
 _CONFIG = "config.yaml"
-_HISTORY = "history.jsonl"
 
 
 class Run:
@@ -102,17 +98,6 @@ class Run:
                     f"run '{self.name}' was started with another '{section}' section ({_difference(old, new)}): "
                     "resume with the same, or choose another output.run_name"
                 )
-
-    def keep(self, event: Event) -> None:
-        """Append a record to the history (a `Sink`)."""
-        if isinstance(event, Note):
-            return
-        kind = "step" if isinstance(event, StepRecord) else "evaluation"
-        line = json.dumps({"kind": kind} | asdict(event)) + "\n"
-        # Object stores cannot append: there the short history is written anew.
-        before = "" if self._is_local or not self._fs.exists(self._at(_HISTORY)) else self._read(_HISTORY)
-        with self._fs.open(self._at(_HISTORY), "a" if self._is_local else "w") as file:
-            file.write(before + line)
 
     @property
     def _is_local(self) -> bool:

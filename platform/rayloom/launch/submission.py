@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -21,17 +22,19 @@ _NO_AGENT = (
     f"the cluster's job agent did not come up in {_AGENT_WAIT_S:.0f} s. Another Ray on that machine may hold its port "
     "(52365): stop it, or start the head with 'ray start --head --dashboard-agent-listen-port=PORT'"
 )
+_RESULTS = ("runs", "sweeps", "reports")
+"""Folders of results at the top of the working folder: large, and not wanted elsewhere."""
 _EXCLUDED = [
+    # A folder of the same name further down, such as data/reports, is somebody's data.
+    *(f"/{name}" for name in _RESULTS),
     ".git",
     ".venv",
-    "runs",
-    "sweeps",
-    "reports",
     "**/__pycache__",
     ".mypy_cache",
     ".ruff_cache",
     ".pytest_cache",
 ]
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
 def submit_job(
@@ -85,20 +88,55 @@ def _command(job: Job, path: Path, address: str, overrides: Sequence[str]) -> li
 
 
 def _outside_the_upload(job: Job, path: Path, address: str) -> list[str]:
-    """Results must not land in the uploaded copy of the working folder, which the cluster throws away."""
-    key, place = (
-        ("output", job.output) if isinstance(job, EvaluateJob) else ("output.storage_path", job.output.storage_path)
-    )
-    if "://" in place or Path(place).is_absolute():
+    """The job's own places, where they would be looked for in the uploaded copy of the working folder.
+
+    The cluster throws that copy away with what the job has written to it, and what earlier jobs have made is not in it.
+    """
+    results = {key: place for key, place in _results(job).items() if _is_relative(place)}
+    sources = {key: place for key, place in _sources(job).items() if _is_relative(place) and Path(place).exists()}
+    if urlparse(address).hostname not in _THIS_MACHINE:
+        _refuse(results, "would be a folder in the job's upload, which the cluster throws away", path)
+        left_out = {key: place for key, place in sources.items() if Path(place).parts[0] in _RESULTS}
+        _refuse(left_out, "is not uploaded with the working folder", path)
         return []
-    if urlparse(address).hostname not in ("127.0.0.1", "localhost", "::1"):
+    # In quotes, since it is read as YAML.
+    found = [f"{key}={json.dumps(str(Path(place).resolve()))}" for key, place in (results | sources).items()]
+    return [part for setting in found for part in ("--set", setting)]
+
+
+def _refuse(places: Mapping[str, str], reason: str, path: Path) -> None:
+    for key, place in places.items():
         raise ConfigError(
-            f"'{place}' would be a folder in the job's upload, which the cluster throws away: "
-            "name storage that all nodes share (an absolute path or a URI)",
-            path=path,
-            key=key,
+            f"'{place}' {reason}: name storage that all nodes share (an absolute path or a URI)", path=path, key=key
         )
-    return ["--set", f"{key}={Path(place).resolve()}"]
+
+
+def _results(job: Job) -> Mapping[str, str]:
+    """Where a job writes to, by key."""
+    if isinstance(job, EvaluateJob):
+        return {"output": job.output}
+    places = {"output.storage_path": job.output.storage_path}
+    if isinstance(job, RunConfig) and job.output.artifact_path is not None:
+        places["output.artifact_path"] = job.output.artifact_path
+    return places
+
+
+def _sources(job: Job) -> Mapping[str, str]:
+    """What a job begins with that may be a folder, by key."""
+    if isinstance(job, EvaluateJob):
+        return {"artifact": job.artifact}
+    if isinstance(job, SweepConfig):
+        return {}
+    places = {
+        "model.name": None if job.model.random_init else job.model.name,  # else it is just a label
+        "model.tokenizer": job.model.tokenizer,
+        "lora.adapter": None if job.lora is None else job.lora.adapter,
+    }
+    return {key: place for key, place in places.items() if place is not None}
+
+
+def _is_relative(place: str) -> bool:
+    return "://" not in place and not Path(place).is_absolute() and not place.startswith("~")
 
 
 def _submit(client: JobSubmissionClient, entrypoint: str) -> str:

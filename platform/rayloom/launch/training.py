@@ -14,7 +14,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from rayloom.config import RunConfig
 from rayloom.data import Row
-from rayloom.errors import ConfigError, RayloomError, TrainingError
+from rayloom.errors import ConfigError, DivergedError, RayloomError, TrainingError
 from rayloom.launch.corpus import corpus_workers
 from rayloom.launch.entry import train_worker
 from rayloom.launch.export import ExportSpec, export_best
@@ -25,7 +25,7 @@ from rayloom.launch.session import Cluster, ray_session
 from rayloom.launch.shipping import pack
 from rayloom.launch.starting import settled
 from rayloom.launch.tracking.session import require_packages, tracked
-from rayloom.launch.worker import Payload
+from rayloom.launch.worker import DIVERGED, Payload
 from rayloom.training import CheckpointStore, Commit, Identity
 
 Announce = Callable[[Prepared, Cluster, Run], None]
@@ -89,7 +89,7 @@ def run_training(
             announce(prepared, cluster, run)
             files = ray.put(pack(prepared.source))
             with tracked(config, place=run.path, run_name=run.name, sink=sink) as tracking:
-                with watched(both(sink, run.keep, tracking)) as board:
+                with watched(both(sink, tracking)) as board:
                     payload = _payload(prepared, run, files, board, identity)
                     end = _returned(_fit(payload, run, cluster))
                 best = store.best()
@@ -147,10 +147,12 @@ def check_resources(config: RunConfig, cluster: Cluster) -> None:
         ConfigError: More workers than a local Ray has room for, or a precision that the device lacks.
     """
     workers = config.distributed
-    if cluster.address is None and workers.use_gpu is True and cluster.num_gpus < workers.num_workers:
+    least = workers.min_workers or workers.num_workers
+    if cluster.address is None and uses_gpu(config, cluster) and cluster.num_gpus < least:
+        # Ray would wait for the missing ones for ever.
         raise ConfigError(
-            f"{workers.num_workers} GPU workers, but this machine has {cluster.num_gpus:g} GPUs: "
-            "lower num_workers, or set use_gpu: auto",
+            f"{least} workers take a GPU each, but this machine has {cluster.num_gpus:g}: "
+            "lower num_workers, or set use_gpu: false to train on CPUs",
             key="distributed.num_workers",
         )
     if config.training.fp16 and not uses_gpu(config, cluster):
@@ -221,6 +223,8 @@ def _root_cause(error: TrainingFailedError) -> RayloomError:
 
 def _returned(result: Result) -> dict[str, Any]:
     value: dict[str, Any] = getattr(result, "return_value", None) or {}
+    if DIVERGED in value:
+        raise DivergedError(value[DIVERGED])
     return value
 
 

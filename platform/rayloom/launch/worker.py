@@ -6,6 +6,7 @@ import contextlib
 import math
 import resource
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ray.train.torch import get_device
 
 from rayloom.config import RunConfig
 from rayloom.data import Columns, Dataset, Encoder, PromptTemplate, Row
+from rayloom.errors import DivergedError
 from rayloom.launch.progress import Note, post
 from rayloom.launch.reporting import WorkerReporter
 from rayloom.launch.shipping import Files, unpack
@@ -38,6 +40,8 @@ from rayloom.training import (
 )
 from rayloom.training.distributed import gather_objects, rank, world_size
 
+DIVERGED = "diverged"
+"""Key of what a worker returns where training has diverged: the reason."""
 _EAGER_TOKENS = 160
 """On CPUs, the backward pass of torch 2.13's fused attention costs more than the plain one up to about this length
 (measured with bf16 rows of 45 tokens: five times as much)."""
@@ -75,7 +79,7 @@ class Payload:
 
 
 def work(payload: Payload) -> dict[str, Any]:
-    """Build model and backend, and train. Returns the final `Progress` as a dictionary, and peak memory."""
+    """Build model and backend, and train. Returns the final `Progress` as a dictionary, and peak memory; see `told`."""
     files: Files | None = ray.get(payload.model_files)
     unpack(payload.source, files)
     device = get_device()
@@ -99,7 +103,19 @@ def work(payload: Payload) -> dict[str, Any]:
         pad_token_id=tokenizer.pad_token_id,
         validator=build_validator(payload.config, payload.eval_rows, payload.columns, encoder),
     )
-    progress = run(job, backend, payload)
+    return told(lambda: run(job, backend, payload), device)
+
+
+def told(train: Callable[[], Progress], device: torch.device) -> dict[str, Any]:
+    """What Ray carries from a worker to the driver: how training ended. Collective.
+
+    Divergence is told instead of raised: all ranks meet it together, and Ray would replace workers that raise, to meet
+    it again and again.
+    """
+    try:
+        progress = train()
+    except DivergedError as error:
+        return {DIVERGED: str(error)}
     return asdict(progress) | peak_memory(device)
 
 

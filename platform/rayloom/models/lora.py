@@ -86,12 +86,11 @@ def _fill(adapted: Any, folder: Path) -> None:
     from safetensors.torch import load_file
 
     old, new = peft.PeftConfig.from_pretrained(str(folder)), adapted.peft_config["default"]
-    for name in ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora"):
+    for name in ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
         was, wanted = getattr(old, name, None), getattr(new, name)
         if was != wanted:
-            raise ModelError(
-                f"{folder}: the adapter has {name} {_shown(was)}, the run {_shown(wanted)}: say the same in lora"
-            )
+            remedy = "say the same in lora" if name in LoraConfig.model_fields else "such an adapter cannot go on here"
+            raise ModelError(f"{folder}: the adapter has {name} {_shown(was)}, the run {_shown(wanted)}: {remedy}")
     state = load_file(folder / "adapter_model.safetensors")
     try:
         report = peft.set_peft_model_state_dict(adapted, state)

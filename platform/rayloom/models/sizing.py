@@ -93,6 +93,7 @@ class Sizing:
     memory_limit: int | None
     """Bytes that one worker has."""
     checkpoint_bytes: int
+    """Of the checkpoints that are kept, and of one more: a new one is whole before an old one goes."""
     artifact_bytes: int
     amount: Amount
 
@@ -103,7 +104,7 @@ class Sizing:
 
     @property
     def total_disk(self) -> int:
-        """Checkpoints (ray keeps the best and the last beside those asked for) and artifact together."""
+        """Checkpoints and artifact together."""
         return self.checkpoint_bytes + self.artifact_bytes
 
     def fits(self, memory: WorkerMemory) -> bool | None:
@@ -153,7 +154,8 @@ def estimate(
         stages=tuple(worker_memory(config, shape, stage, rows) for stage in STAGES),
         chosen_stage=config.distributed.stage,
         memory_limit=memory_limit,
-        checkpoint_bytes=checkpoint * config.training.save_total_limit,
+        # The best and the last are kept whatever is asked for.
+        checkpoint_bytes=checkpoint * (1 + max(2, config.training.save_total_limit)),
         artifact_bytes=_artifact_bytes(config, shape),
         amount=_amount(config, shape, rows, flops),
     )

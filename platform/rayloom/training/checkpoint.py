@@ -32,6 +32,31 @@ _STATE = "state.json"
 
 
 @dataclass(frozen=True)
+class Window:
+    """What has been counted since the last record of steps: the next record tells it too, also after a resumption.
+
+    Attributes:
+        steps: Optimizer steps.
+        losses: Summed loss of each rank.
+        targets: Target tokens, over all workers.
+        tokens: Real input tokens, over all workers.
+        seconds: Of training.
+    """
+
+    steps: int = 0
+    losses: tuple[float, ...] = ()
+    targets: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def loss_of(self, rank: int, world_size: int) -> float:
+        """A rank's own sum; on another number of workers, the first one goes on with all of them."""
+        if len(self.losses) == world_size:
+            return self.losses[rank]
+        return sum(self.losses, 0.0) if rank == 0 else 0.0
+
+
+@dataclass(frozen=True)
 class Progress:
     """A place in a run.
 
@@ -45,6 +70,8 @@ class Progress:
         global_batch_size: Rows per optimizer step, which never change within a run; 0 if not known.
         selection: Best evaluation so far.
         metrics: Validation figures of the last evaluation.
+        window: What no record has told yet; tokens and seconds above include it.
+        trend: Of the loss, which tells jumps of it, see `rayloom.training.safety.SpikeWatch`.
     """
 
     epoch: int = 0
@@ -56,6 +83,8 @@ class Progress:
     global_batch_size: int = 0
     selection: Selection = field(default_factory=Selection)
     metrics: dict[str, float] = field(default_factory=dict)
+    window: Window = field(default_factory=Window)
+    trend: tuple[int, float, float] = (0, 0.0, 0.0)
 
     def moved(self, **changes: Any) -> Progress:
         """A copy at another place."""
@@ -75,7 +104,13 @@ def load_progress(folder: Path) -> Progress:
     """
     try:
         values = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        return Progress(**values | {"selection": Selection(**values["selection"])})
+        window = values.get("window", {})  # earlier versions kept neither this nor the trend
+        parts = {
+            "selection": Selection(**values["selection"]),
+            "window": Window(**window | {"losses": tuple(window.get("losses", ()))}),
+            "trend": tuple(values.get("trend", (0, 0.0, 0.0))),
+        }
+        return Progress(**values | parts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{folder} is not a checkpoint that can be resumed: {error}") from error
 

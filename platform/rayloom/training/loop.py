@@ -52,7 +52,8 @@ def train(job: Job, backend: Backend, reporter: Reporter, *, resume_from: Path |
     if training.eval_on_start and progress.step == 0:
         _evaluate(job, backend, reporter, progress)
     meter = Meter(backend.device, total, start=progress)
-    watch, spikes = FiniteWatch(backend.device, scaled=training.fp16, place=job.train.place), SpikeWatch()
+    watch = FiniteWatch(backend.device, scaled=training.fp16, place=job.train.place)
+    spikes = SpikeWatch(progress.trend)
     with (
         StepProfiler(reporter, backend.device, wanted=training.profile and distributed.rank() == 0) as profiler,
         Feeder(job, backend.device, backend.module.packing) as feeder,
@@ -69,6 +70,7 @@ def train(job: Job, backend: Backend, reporter: Reporter, *, resume_from: Path |
                     watch.check()
                     record = meter.record(progress, len(plan), learning_rate, outcome.norm)
                     _report(record, watch, spikes, reporter)
+                    progress = progress.moved(trend=spikes.state)
                 if _checkpoint_due(training.checkpoint_every_steps, progress.step) and not at_end:
                     watch.check()
                     _checkpoint(meter.updated(progress), backend, reporter, metrics={})
@@ -81,6 +83,8 @@ def train(job: Job, backend: Backend, reporter: Reporter, *, resume_from: Path |
                 progress = _evaluate(job, backend, reporter, meter.updated(progress))
                 _checkpoint(progress, backend, reporter, metrics=progress.metrics)
                 meter.restart()
+            elif _checkpoint_due(training.checkpoint_every_steps, progress.step):
+                _checkpoint(meter.updated(progress), backend, reporter, metrics={})
     return progress
 
 
@@ -126,8 +130,8 @@ def _account(job: Job, outcome: StepOutcome, meter: Meter, watch: FiniteWatch, r
             meter.add(counted, tokens=int(job.lengths[list(micro.rows)].sum()))
 
 
-def _report(record: StepRecord, watch: FiniteWatch, spikes: SpikeWatch, reporter: Reporter) -> None:
-    if distributed.rank() != 0:
+def _report(record: StepRecord | None, watch: FiniteWatch, spikes: SpikeWatch, reporter: Reporter) -> None:
+    if record is None or distributed.rank() != 0:
         return
     reporter.stepped(replace(record, skipped_steps=watch.num_skipped))
     spike = spikes.add(record.loss, step=record.step)

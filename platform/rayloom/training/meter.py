@@ -9,9 +9,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from rayloom.errors import TrainingError
+from rayloom.errors import DivergedError
 from rayloom.training import distributed
-from rayloom.training.checkpoint import Progress
+from rayloom.training.checkpoint import Progress, Window
 from rayloom.training.records import StepRecord
 
 
@@ -21,16 +21,17 @@ class Meter:
     Args:
         device: Where losses are summed.
         total_steps: Steps of the whole run.
-        start: Where this process took up the run.
+        start: Where this process took up the run; what it had not told yet is told with the next record.
     """
 
     def __init__(self, device: torch.device, total_steps: int, *, start: Progress) -> None:
         self._device, self._total_steps = device, total_steps
-        self._loss = torch.zeros((), device=device)
-        self._targets = self._tokens = 0
-        self._seen_tokens, self._train_s = start.tokens, start.train_s
-        self._recorded_step = start.step
-        self._clock = time.perf_counter()
+        window, rank = start.window, distributed.rank()
+        self._loss = torch.tensor(window.loss_of(rank, distributed.world_size()), device=device)
+        self._targets, self._tokens = window.targets, window.tokens if rank == 0 else 0
+        self._seen_tokens, self._train_s = start.tokens - window.tokens, start.train_s - window.seconds
+        self._recorded_step = start.step - window.steps
+        self._clock = time.perf_counter() - window.seconds
 
     def add(self, loss: Tensor, *, tokens: int) -> None:
         """Count a micro-batch: its summed loss and its real tokens."""
@@ -43,12 +44,17 @@ class Meter:
 
     def record(
         self, progress: Progress, steps_per_epoch: int, learning_rate: float, norm: Tensor | float
-    ) -> StepRecord:
+    ) -> StepRecord | None:
         """Figures since the last record, over all ranks; starts anew. Collective.
 
+        Returns:
+            None where every step since then was skipped: there is no loss to tell, and counting goes on.
+
         Raises:
-            TrainingError: The loss is not finite any more.
+            DivergedError: The loss is not finite any more.
         """
+        if not self._targets:
+            return None
         # One collective: each rank's memory has a place of its own in the sum.
         memory = [0.0] * distributed.world_size()
         memory[distributed.rank()] = float(memory_held(self._device))
@@ -56,9 +62,9 @@ class Meter:
         loss, tokens, memory = sums[0], sums[1], sums[2:]
         now = time.perf_counter()
         elapsed, steps = max(now - self._clock, 1e-9), progress.step - self._recorded_step
-        mean = loss / max(1, self._targets)
+        mean = loss / self._targets
         if not math.isfinite(mean):
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss is {mean} by step {progress.step}: lower training.learning_rate, "
                 "set training.max_grad_norm, or use bf16 instead of fp16"
             )
@@ -80,8 +86,17 @@ class Meter:
         )
 
     def updated(self, progress: Progress) -> Progress:
-        """The progress with tokens and seconds up to the last record."""
-        return progress.moved(tokens=self._seen_tokens, train_s=self._train_s)
+        """The progress with tokens and seconds up to now, and what no record has told yet. Collective."""
+        window = self._window(progress.step - self._recorded_step)
+        tokens, seconds = self._seen_tokens + window.tokens, self._train_s + window.seconds
+        return progress.moved(tokens=tokens, train_s=seconds, window=window)
+
+    def _window(self, steps: int) -> Window:
+        losses = [0.0] * distributed.world_size()
+        losses[distributed.rank()] = float(self._loss)
+        tokens, *losses = distributed.sum_over_ranks([float(self._tokens), *losses], self._device)
+        seconds = time.perf_counter() - self._clock if steps else 0.0
+        return Window(steps, tuple(losses), self._targets, int(tokens), seconds)
 
     def restart(self) -> None:
         """Leave out the time since the last record, such as an evaluation's."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rayloom.data import GlobalBatch, MicroBatch
-from rayloom.errors import TrainingError
+from rayloom.errors import DivergedError
 from rayloom.training import distributed
 
 MOST_SKIPS = 20
@@ -70,7 +70,7 @@ class FiniteWatch:
         """Look at the steps since the last call. Collective; waits for the device.
 
         Raises:
-            TrainingError: One was not finite; names its step and rows.
+            DivergedError: One was not finite; names its step and rows.
         """
         seen, self._seen = self._seen, []
         bad = next((outcome for outcome in seen if self._is_bad(outcome)), None)
@@ -81,7 +81,7 @@ class FiniteWatch:
         step = min(one[0] for one in found if one is not None)
         rows = sorted({row for one in found if one is not None and one[0] == step for row in one[1]})
         outcome = next(outcome for outcome in seen if outcome.step == step)
-        raise TrainingError(f"step {step}: {self._complaint(rows, outcome.batch)}: {_ADVICE}")
+        raise DivergedError(f"step {step}: {self._complaint(rows, outcome.batch)}: {_ADVICE}")
 
     def skipped(self, outcome: StepOutcome) -> str | None:
         """Count a step whose update was left out, and say why. Collective.
@@ -90,7 +90,7 @@ class FiniteWatch:
             A line for people; None where a loss scaler backed off, as it does.
 
         Raises:
-            TrainingError: Too many in a row.
+            DivergedError: Too many in a row.
         """
         rows = sorted({row for found in distributed.gather_objects(_bad_rows(outcome)) for row in found})
         if self._scaled and not rows:
@@ -99,7 +99,7 @@ class FiniteWatch:
         self._skips_in_a_row += 1
         complaint = self._complaint(rows, outcome.batch)
         if self._skips_in_a_row > MOST_SKIPS:
-            raise TrainingError(f"{self._skips_in_a_row} steps in a row were skipped, the last one because {complaint}")
+            raise DivergedError(f"{self._skips_in_a_row} steps in a row were skipped, the last one because {complaint}")
         return f"step {outcome.step} skipped: {complaint}"
 
     def applied(self) -> None:
@@ -133,6 +133,9 @@ class SpikeWatch:
 
     The deviation is that of the losses from their running mean, so that a loss that falls steadily does not count
     as calm.
+
+    Args:
+        state: Of an earlier part of the run, as `state` gives it.
     """
 
     FACTOR = 10.0
@@ -140,8 +143,13 @@ class SpikeWatch:
     _WARM_UP = 10
     _MEMORY = 0.9
 
-    def __init__(self) -> None:
-        self._count, self._mean, self._variance = 0, 0.0, 0.0
+    def __init__(self, state: tuple[int, float, float] = (0, 0.0, 0.0)) -> None:
+        self._count, self._mean, self._variance = state
+
+    @property
+    def state(self) -> tuple[int, float, float]:
+        """Losses seen, their running mean and variance."""
+        return self._count, self._mean, self._variance
 
     def add(self, loss: float, *, step: int) -> str | None:
         """A line for people if this loss is a spike; spikes leave the running figures as they are."""

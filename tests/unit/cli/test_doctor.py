@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from rayloom.cli.doctor import doctor, duration, gib
-from rayloom.errors import ModelError
+from rayloom.errors import ConfigError, ModelError
 
 app = typer.Typer()
 app.command()(doctor)
@@ -46,6 +46,15 @@ def test_traps_are_told(config: Path) -> None:
     text = run(str(config), "--set", "training.fp16=true", "--memory", "1", "--gpu")
     assert "T5 in fp16" in text
     assert "no ZeRO stage fits" in text
+
+
+@pytest.mark.parametrize("asked", [["--gpu"], ["-s", "distributed.use_gpu=true"]])
+def test_this_machines_memory_is_not_taken_for_that_of_a_gpu(
+    config: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--memory 80"):
+        run(str(config), *asked)
 
 
 def test_random_models_are_sized_before_their_tokenizer_exists(config: Path) -> None:

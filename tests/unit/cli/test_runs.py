@@ -35,7 +35,6 @@ def storage(tmp_path: Path) -> str:
     run.start(run_config())
     with tracked(run_config(), place=run.path, run_name=run.name, sink=print) as tracking:
         for event in (step_record(20), eval_record(20), step_record(40)):
-            run.keep(event)
             tracking(event)
         tracking.published("/artifacts/mill-qa", {})
     killed = tmp_path / "killed"

@@ -328,6 +328,13 @@ def test_a_dumped_config_loads_to_the_same_config(write: Write) -> None:
     assert config_hash(again) != config_hash(load_run_config(write(CLASSIC), ["training.seed=8"]))
 
 
+@pytest.mark.parametrize("text", ["7352e10", "-.5E3", "2026-01-31", "null", "yes", "1_000", "a: b # c", "Q:\n A:"])
+def test_a_dumped_text_stays_a_text(write: Write, text: str) -> None:
+    config = load_run_config(write(CLASSIC)).model_copy(deep=True)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"revision": text})})
+    assert load_run_config(write(dump_yaml(config))).model.revision == text
+
+
 def test_json_schema_accepts_what_loads_and_refuses_unknown_keys() -> None:
     schema = json.loads(json.dumps(json_schema()))
     jsonschema.Draft202012Validator.check_schema(schema)

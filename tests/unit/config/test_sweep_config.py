@@ -47,6 +47,23 @@ def test_trials_are_the_base_with_their_settings(load):
     assert isinstance(load_job(sweep_path(sweep)), SweepConfig)
 
 
+def test_data_files_start_at_the_folder_of_the_training_config(load, tmp_path):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "base.yaml").write_text(BASE)
+    sweep = load("""
+config: training/base.yaml
+overrides: {dataset.test_file: test.jsonl, dataset.validation_file: s3://bucket/validation.jsonl}
+space: {dataset.train_file: {choice: [a.jsonl, /data/b.jsonl]}}
+start_with: [{dataset.train_file: a.jsonl}]
+num_trials: 2
+""")
+    folder = tmp_path / "training"
+    assert sweep.base.dataset.test_file == str(folder / "test.jsonl")
+    assert sweep.base.dataset.validation_file == "s3://bucket/validation.jsonl"
+    assert sweep.config.space["dataset.train_file"].values == [str(folder / "a.jsonl"), "/data/b.jsonl"]
+    assert sweep.config.start_with == [{"dataset.train_file": str(folder / "a.jsonl")}]
+
+
 def sweep_path(sweep) -> Path:
     return Path(sweep.base.dataset.train_file).parent / "sweep.yaml"
 

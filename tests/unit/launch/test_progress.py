@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
-from rayloom.launch.progress import Note, TerminalSink
+from rayloom.launch.progress import Event, Note, TerminalSink, both
 from rayloom.training import EvalRecord, StepRecord
 
 
@@ -28,3 +29,23 @@ def test_an_evaluation_shows_its_metrics_and_samples_as_they_are() -> None:
     assert "rougeL 0.2500" in text
     assert "[bold]me[/bold]" in text
     assert "resumed at step 5 of 9" in text
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), SystemExit(1)])
+def test_a_sink_that_fails_keeps_nothing_from_the_others(error: BaseException) -> None:
+    kept: list[Event] = []
+    calls: list[Event] = []
+
+    def broken(event: Event) -> None:
+        calls.append(event)
+        raise error
+
+    send = both(broken, kept.append)
+    events = [Note("one"), StepRecord(10, 63, 0.5, 2.3, 3e-4, 1.0, 197.4, 65.0)]
+    for event in events:
+        send(event)
+    assert [event for event in kept if event in events] == events
+    (warning,) = (event for event in kept if event not in events)
+    assert isinstance(warning, Note)
+    assert "broken is not fed any more" in warning.text
+    assert len(calls) == 1

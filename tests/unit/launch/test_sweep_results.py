@@ -7,6 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -14,9 +15,10 @@ import pytest
 
 from rayloom.config import Sweep, SweepConfig, load_run_config, validate
 from rayloom.config.run import RunConfig
-from rayloom.errors import ConfigError
+from rayloom.errors import ConfigError, TrainingError
 from rayloom.evaluation.results import SplitResult
 from rayloom.launch.session import Cluster
+from rayloom.launch.sweeping import running
 from rayloom.launch.sweeping.asked import check_same, keep_asked
 from rayloom.launch.sweeping.measuring import MEASURED
 from rayloom.launch.sweeping.plan import Need, concurrency, likely_share
@@ -171,6 +173,15 @@ def test_the_page_needs_nothing_else_and_names_the_winner_first(state, folder):
     assert "it broke" in page
 
 
+def test_a_setting_of_several_lines_leaves_the_best_config_one_that_trains(folder):
+    key, template = "dataset.prompt_template", "Question: {input}\nmodel: none"
+    state = SweepState(folder)
+    state.trials = {0: TrialRecord(0, {key: template}, end="finished", score=1.0, artifact="/nowhere/0")}
+    sweep = make_sweep(space={key: {"choice": [template, "{input}"]}}, num_trials=2)
+    paths = write_results(results_of(sweep, state), folder)
+    assert load_run_config(paths.best).dataset.prompt_template == template
+
+
 def test_handed_over_settings_are_shown_and_the_best_config_says_what_it_is_not(state, folder):
     state.trials[1].handovers.append(
         Handover("trial-001.2", "trial-004/checkpoints/step-00000010-a", 10, {"training.learning_rate": 2e-3})
@@ -200,6 +211,29 @@ def test_the_same_command_goes_on_and_another_is_refused(folder):
     other = Sweep(make_sweep().config, validate(RunConfig, BASE | {"training": {"num_epochs": 9}}), "s")
     with pytest.raises(ConfigError, match="training of the training config"):
         check_same(other, folder)
+
+
+def test_failed_trials_are_tried_again_where_that_is_asked_for(state, folder, monkeypatch):
+    tried: list[list[int]] = []
+
+    def run_trials(sweep, place, state, show, *, verbose):
+        tried.append([each.number for each in state if not each.end])
+
+    monkeypatch.setattr(running, "_run_trials", run_trials)
+    monkeypatch.setattr(running, "finished", lambda sweep, state: None)
+    sweep = make_sweep(output={"storage_path": str(Path(folder.path).parent)})
+    for retry_failed in (False, True):
+        running.run_sweep(sweep, show=SimpleNamespace(say=pytest.fail), retry_failed=retry_failed)
+    assert tried == [[3]]
+    again = SweepState(folder).trials[3]
+    assert (again.end, again.failures, again.error) == ("", 2, "it broke"), "what happened is not forgotten"
+
+
+def test_a_sweep_whose_trials_all_failed_says_how_to_go_on(folder):
+    state = SweepState(folder)
+    state.trials = {0: record(0, None, end="failed", error="disk full")}
+    with pytest.raises(TrainingError, match=r"(?s)all 1 trials failed.*--retry-failed.*trial-000: disk full"):
+        running.finished(make_sweep(), state)
 
 
 def test_what_is_read_from_the_folder_is_what_was_written(state, folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,15 @@ def test_an_adapter_of_another_make_is_refused(changes: dict[str, int], message:
     loaded = tiny_model("llama")
     with pytest.raises(ModelError, match=message):
         attach_lora(loaded.model, LoraConfig.model_validate({"r": 4, "adapter": place} | changes), loaded.family)
+
+
+def test_an_adapter_whose_layers_differ_in_scale_is_refused(tmp_path: Path) -> None:
+    trained_adapter("llama", LoraConfig(r=4)).save_pretrained(str(tmp_path), save_embedding_layers=False)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"alpha_pattern": {"q_proj": 1}}))
+    loaded = tiny_model("llama")
+    with pytest.raises(ModelError, match="alpha_pattern"):
+        attach_lora(loaded.model, LoraConfig(r=4, adapter=str(tmp_path)), loaded.family)
 
 
 def test_an_adapter_over_another_base_is_refused(tmp_path: Path) -> None:

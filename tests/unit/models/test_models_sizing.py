@@ -123,6 +123,12 @@ def test_checkpointing_saves_memory_and_costs_time() -> None:
     assert recomputed.amount.seconds == pytest.approx(4 / 3 * kept.amount.seconds)  # type: ignore[operator]
 
 
+def test_disk_is_that_of_all_checkpoints_that_lie_there_at_once() -> None:
+    one, two, five = (sized(run_config(training={"save_total_limit": n})).checkpoint_bytes for n in (1, 2, 5))
+    assert one == two, "the best and the last are always kept"
+    assert five == 2 * two, "and one is being written"
+
+
 def test_steps_and_time() -> None:
     training = {"batch_size": 4, "gradient_accumulation_steps": 2, "num_epochs": 3}
     sizing = sized(run_config(training=training, distributed={"num_workers": 2}), rows=Rows(100, 50.0), flops=1e11)

@@ -79,6 +79,30 @@ def test_the_checkpoint_holds_the_weights_that_trained(tmp_path):
     assert all(torch.equal(weight, stored[name]) for name, weight in weights.items())
 
 
+@pytest.mark.parametrize("cut", [6, 10, 13])
+def test_a_resumed_run_tells_what_the_whole_one_told(tmp_path, cut):
+    job = make_job(checkpoint_every_steps=1, logging_steps=4)
+    whole, reports, _ = run(tmp_path / "whole", job)
+    again, resumed, _ = run(tmp_path / "again", job, resume_from=reports.checkpoints[cut])
+    told = [(record.step, record.loss) for record in reports.steps if record.step > cut]
+    assert [(record.step, record.loss) for record in resumed.steps] == told
+    assert again.tokens == whole.tokens == 2 * int(job.lengths.sum())
+    saved = load_progress(reports.checkpoints[cut])
+    assert saved.train_s < again.train_s
+    assert saved.trend[0] == len(reports.steps) - len(told), "jumps are told by the losses before the interruption too"
+    assert again.trend == whole.trend
+
+
+def test_a_checkpoint_that_is_due_at_the_end_of_an_epoch_without_validation_is_saved(tmp_path):
+    job = make_job(num_epochs=4, eval_every_epochs=4, checkpoint_every_steps=5)
+    _, reports, weights = run(tmp_path / "whole", job)
+    assert sorted(reports.checkpoints) == list(range(5, 41, 5))
+    assert [record.step for record in reports.evaluations] == [40]
+    _, resumed, resumed_weights = run(tmp_path / "again", job, resume_from=reports.checkpoints[20])
+    assert [record.loss for record in resumed.steps] == [record.loss for record in reports.steps[20:]]
+    assert all(torch.equal(weight, resumed_weights[name]) for name, weight in weights.items())
+
+
 def test_early_stopping_stops_and_keeps_the_best(tmp_path):
     scores = iter([0.5, 0.4, 0.3, 0.9])
     validator = lambda model: Validation({"rougeL": next(scores)})  # noqa: E731

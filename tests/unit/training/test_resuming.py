@@ -46,6 +46,15 @@ def test_the_first_runs_rows_per_step_stay_whatever_the_config_asks_for_later(tm
     assert load_progress(resumed.checkpoints[10]).global_batch_size == 8
 
 
+def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path):
+    _, whole = run(tmp_path / "whole", num_workers=1)
+    place = made_by(whole.checkpoints[3], 1, tmp_path / "old")
+    state = json.loads((place / "state.json").read_text())
+    (place / "state.json").write_text(json.dumps({k: v for k, v in state.items() if k not in ("window", "trend")}))
+    _, resumed = run(tmp_path / "resumed", num_workers=1, resume_from=place)
+    assert [record.loss for record in resumed.steps] == [record.loss for record in whole.steps[3:]]
+
+
 @pytest.mark.parametrize("step", [3, 7])
 def test_random_streams_of_another_number_of_workers_are_new_and_follow_from_the_seed(tmp_path, step):
     _, whole = run(tmp_path / "whole", num_workers=1, dropout=0.3)

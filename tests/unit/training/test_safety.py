@@ -9,7 +9,7 @@ import torch
 
 from rayloom.data import IGNORED, EncodedDataset, Example, SourceRow
 from rayloom.data.dataset import Origins
-from rayloom.errors import TrainingError
+from rayloom.errors import DivergedError
 from rayloom.training import Job, PlainBackend, TokenLoss, load_weights, train
 from rayloom.training.safety import MOST_SKIPS, SpikeWatch
 from tests.fakes import KeptReports, run_config, tiny_model
@@ -53,7 +53,7 @@ def run(tmp_path, *, poisoned=(7,), added=math.nan, prepare=lambda module: None,
     failure = None
     try:
         train(job, PlainBackend(module, config, torch.device("cpu")), reports)
-    except TrainingError as error:
+    except DivergedError as error:
         failure = str(error)
     return reports, failure, step, micro
 
@@ -84,7 +84,9 @@ def test_skipping_leaves_out_one_update_and_says_so(tmp_path, added):
     assert reports.notes[0].startswith(f"step {step} skipped: the loss of train rows {min(micro.rows)}")
     by_step = {record.step: record for record in reports.steps}
     assert [by_step[s].skipped_steps for s in sorted(by_step)] == [int(s >= step) for s in range(1, 6) if s in by_step]
-    assert all(math.isfinite(record.loss) for record in reports.steps)
+    # A step without a loss is no point of the curve: 0 would be one.
+    assert step not in by_step
+    assert all(math.isfinite(record.loss) and record.loss > 0 for record in reports.steps)
     before = reports.checkpoints.get(step - 1)
     after = load_weights(reports.checkpoints[step])
     start = load_weights(before) if before else dict(tiny_model("llama").named_parameters())
@@ -121,3 +123,14 @@ def test_a_jump_of_the_loss_is_noticed_and_its_noise_is_not():
     # The spike itself does not widen what counts as usual.
     assert spikes.add(6.0, step=201) is not None
     assert spikes.add(0.5, step=202) is None
+
+
+def test_a_loss_that_jumps_after_a_resumption_is_noticed():
+    before = SpikeWatch()
+    for step in range(20):
+        assert before.add(3.0 + 0.1 * (step % 2), step=step) is None
+    assert SpikeWatch().add(9.0, step=21) is None
+    note = SpikeWatch(before.state).add(9.0, step=21)
+    assert note == before.add(9.0, step=21)
+    assert note is not None
+    assert "jumped to 9 by step 21" in note

@@ -111,5 +111,6 @@ def best_yaml(results: Results) -> str:
             "It was made by population based training, which changes settings on the way: these are its last ones, and "
             "training with them alone gives another model. Its own is in its artifact."
         )
-    head = "".join(f"# {line}\n" for line in lines)
+    # A setting may be a text of several lines, such as a prompt template.
+    head = "".join(f"# {part}\n" for line in lines for part in line.splitlines())
     return head + dump_yaml(config)

@@ -56,12 +56,13 @@ class SweepOutcome:
     paths: ResultPaths
 
 
-def run_sweep(sweep: Sweep, *, show: Show, verbose: bool = False) -> SweepOutcome:
+def run_sweep(sweep: Sweep, *, show: Show, retry_failed: bool = False, verbose: bool = False) -> SweepOutcome:
     """Run a sweep, or go on with it, to its report.
 
     Args:
         sweep: What `rayloom.config.load_sweep` gives.
         show: What it is shown on.
+        retry_failed: Try trials again that failed for good in an earlier session.
         verbose: Show the output of Ray's processes.
 
     Raises:
@@ -74,6 +75,8 @@ def run_sweep(sweep: Sweep, *, show: Show, verbose: bool = False) -> SweepOutcom
     folder = RunFolder(place.path)
     check_same(sweep, folder)
     state = SweepState(folder)
+    if retry_failed:
+        state.reopen_failed()
     if _num_open(sweep.config, state):
         _run_trials(sweep, place, state, show, verbose=verbose)
     return finished(sweep, state)
@@ -96,7 +99,10 @@ def _nothing(state: SweepState) -> str:
     if not failed:
         return f"no trial of {state.folder.path} has finished"
     reasons = "\n".join(f"{record.name}: {(record.error or '').strip()[-600:]}" for record in failed[:3])
-    return f"all {len(failed)} trials failed; see {state.folder.path}/logs. The first of them:\n{reasons}"
+    return (
+        f"all {len(failed)} trials failed; see {state.folder.path}/logs. Once that is mended, --retry-failed tries "
+        f"them again. The first of them:\n{reasons}"
+    )
 
 
 def _run_trials(sweep: Sweep, place: Run, state: SweepState, show: Show, *, verbose: bool) -> None:

@@ -150,6 +150,13 @@ class SweepState:
             self.save()
         return self.trials[number]
 
+    def reopen_failed(self) -> None:
+        """Let trials that failed for good go on from where they were, as those that were interrupted do."""
+        for record in self:
+            if record.end == "failed":
+                record.end = ""
+        self.save()
+
     def save(self) -> None:
         """Write all."""
         self.folder.write(STATE, json.dumps({"trials": [asdict(record) for record in self]}, indent=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import uuid
@@ -49,6 +50,20 @@ class RunFolder:
         fresh = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(place)
+
+    def append(self, name: str, lines: str) -> None:
+        """Add whole lines to a file. One that a kill has cut in the middle does not take the next with it."""
+        if not self.is_local:  # object stores cannot append: there the short file is written anew
+            before = self.read(name) or ""
+            self.write(name, f"{before}{lines}")
+            return
+        place = Path(self._root) / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                lines = lines if file.read(1) == b"\n" else f"\n{lines}"
+            file.write(lines.encode("utf-8"))
 
     def mirror(self, name: str) -> Mirror:
         """A local folder that stands for one of the run's."""

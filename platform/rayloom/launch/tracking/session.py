@@ -13,6 +13,7 @@ from rayloom.config import RunConfig, TrackingConfig
 from rayloom.errors import ConfigError
 from rayloom.launch.progress import Event, Note, Sink
 from rayloom.launch.tracking.folder import RunFolder
+from rayloom.launch.tracking.history_keeper import HistoryKeeper
 from rayloom.launch.tracking.page_keeper import PageKeeper
 from rayloom.launch.tracking.status_keeper import StatusKeeper
 from rayloom.launch.tracking.trackers import Background, Outcome, Patience, Tracker
@@ -82,10 +83,11 @@ def tracked(config: RunConfig, *, place: str, run_name: str, sink: Sink) -> Iter
 
 
 def build_trackers(config: RunConfig, *, place: str, run_name: str) -> list[Tracker]:
-    """Status and page, which every run has, and what its config asks for. Opens nothing yet."""
+    """Status, history and page, which every run has, and what its config asks for. Opens nothing yet."""
     folder, wanted = RunFolder(place), config.tracking
     trackers: list[Tracker] = [
         StatusKeeper(folder, run_name, config.training),
+        HistoryKeeper(folder),
         PageKeeper(folder, config, run_name=run_name),
     ]
     if wanted.tensorboard:

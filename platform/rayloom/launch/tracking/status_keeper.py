@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -79,6 +80,6 @@ class StatusKeeper:
         return status
 
     def _is_better(self, value: float, best: float | None) -> bool:
-        if best is None:
-            return True
+        if best is None or math.isnan(value):
+            return not math.isnan(value)
         return value > best if self._training.larger_is_better else value < best

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rayloom.launch.progress import Event, Note
 from rayloom.launch.runs import Run
 from rayloom.launch.tracking.folder import RunFolder
+from rayloom.launch.tracking.history_keeper import HistoryKeeper
 from rayloom.launch.tracking.page import curve
 from rayloom.launch.tracking.page_keeper import PageKeeper
 from rayloom.launch.tracking.trackers import Outcome
@@ -53,8 +54,7 @@ def keep(run: Run, events: list[Event], outcome: Outcome | None) -> None:
     """One driver's part of a run; None: it is killed."""
     keeper = PageKeeper(RunFolder(run.path), run_config(), run_name=run.name)
     keeper.start()
-    for event in events:
-        run.keep(event)
+    HistoryKeeper(RunFolder(run.path)).log(events)
     keeper.log(events)
     if outcome is not None:
         keeper.finish(outcome)

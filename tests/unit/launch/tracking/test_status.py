@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import uuid
 from pathlib import Path
@@ -93,3 +94,14 @@ def test_a_line_of_the_history_that_a_kill_has_cut_is_left_out(tmp_path: Path) -
         (10, None),
         (20, 2),
     ]
+
+
+def test_a_figure_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "a"))
+    keeper = StatusKeeper(folder, "a", TrainingConfig())
+    keeper.start()
+    keeper.log([eval_record(20, loss=math.nan)])
+    keeper.log([eval_record(40, loss=2.0), eval_record(60, loss=math.nan)])
+    keeper.finish(Outcome("finished"))
+    status = read_status(folder, "a")
+    assert (status.best, status.best_step) == (2.0, 40)
