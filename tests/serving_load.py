@@ -50,7 +50,7 @@ def quick_models() -> ModelFactory:
                     await asyncio.sleep(float(call.prompt.text))
                 finally:
                     self.num_held -= 1
-                text = f"{config.artifact} {os.getpid()} {call.parameters['seed']}"
+                text = f"{config.artifact} {os.getpid()} {call.parameters.get('seed', call.drawn_seed)}"
                 return Completion(Started(name, "fp", 1), (Choice(text, "stop"),), 1)
 
             async def stream(self, call: Call) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -239,17 +241,24 @@ class Encoder:
         messages = self.template.with_system(messages)
         num_system = int(messages[0]["role"] == "system")
         system, turns = messages[:num_system], messages[num_system:]
-        truncated = False
-        while True:
-            ids = self._texts.ids(self._texts.chat_text([*system, *turns], answer_next=True))
-            if len(ids) <= self.max_input_length:
-                return EncodedPrompt(ids, truncated)
-            truncated = True
-            later = next((place for place in range(1, len(turns)) if turns[place]["role"] == "user"), None)
-            if later is None:
-                break
-            turns = turns[later:]
-        shorter = self._shorten(turns[-1]["content"], lambda part: self._last_turn(system, part), ids)
+        starts = [0, *(place for place in range(1, len(turns)) if turns[place]["role"] == "user")]
+
+        @cache
+        def from_start(number: int) -> list[int]:
+            kept = [*system, *turns[starts[number] :]]
+            return self._texts.ids(self._texts.chat_text(kept, answer_next=True))
+
+        def fits(number: int) -> bool:
+            return len(from_start(number)) <= self.max_input_length
+
+        if fits(0):
+            return EncodedPrompt(from_start(0))
+        # Looked for by halves: turn by turn, a long conversation would hold up whoever waits for it for minutes.
+        first = bisect_left(range(len(starts)), True, lo=1, key=fits)
+        if first < len(starts):
+            return EncodedPrompt(from_start(first), truncated=True)
+        last = from_start(len(starts) - 1)
+        shorter = self._shorten(turns[-1]["content"], lambda part: self._last_turn(system, part), last)
         return EncodedPrompt(shorter or self._no_room(), truncated=True)
 
     def _last_turn(self, system: list[Message], content: str) -> list[int]:

@@ -25,7 +25,6 @@ from rayloom.engine import (
 )
 from rayloom.errors import RequestError
 from rayloom.generation.finishing import cut_at_stop
-from rayloom.generation.forbidden import decode
 from rayloom.generation.resolving import Addressing, Resolver
 from rayloom.generation.streaming import Answer, Pieces
 from rayloom.generation.types import (
@@ -36,6 +35,7 @@ from rayloom.generation.types import (
     PromptLogprobs,
     TokenLogprob,
 )
+from rayloom.generation.words import decode
 
 _LONG_TO_PREPARE = ("json_schema", "regex", "choice", "required_words", "forbidden_words", "stop_strings")
 

@@ -15,7 +15,6 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 
 from rayloom.engine import FinishReason
 from rayloom.errors import RequestError
-from rayloom.generation.forbidden import decode
 from rayloom.generation.parameters import eos_ids
 from rayloom.generation.types import (
     GeneratedSequence,
@@ -23,6 +22,7 @@ from rayloom.generation.types import (
     GenerationRequest,
     TokenLogprob,
 )
+from rayloom.generation.words import decode
 
 
 def stop_criterion(tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...]) -> StopStringCriteria:

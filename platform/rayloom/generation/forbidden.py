@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-_UNKNOWN = "\ufffd"
+from rayloom.generation.words import UNKNOWN, decode
+
 _ANCHOR = "a"
 _texts: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, list[str]] = weakref.WeakKeyDictionary()
 
@@ -34,7 +35,7 @@ class ForbiddenWords(LogitsProcessor):  # type: ignore[misc]
         self._tail = max(len(word.encode()) for word in self._words) + 4
         texts = token_texts(tokenizer)
         self._inside = [token for token, text in enumerate(texts) if any(word in text for word in self._words)]
-        self._partial = [i for i, text in enumerate(texts) if _UNKNOWN in text]
+        self._partial = [i for i, text in enumerate(texts) if UNKNOWN in text]
         self._by_start = _tokens_by_start(texts, self._words)
         self._ascii = all(word.isascii() for word in self._words)
 
@@ -73,13 +74,6 @@ def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         skip = len(decode(tokenizer, anchor))
         _texts[tokenizer] = [decode(tokenizer, [*anchor, token])[skip:] for token in range(len(tokenizer))]
     return _texts[tokenizer]
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-    """Text of tokens, special ones left out, spaces as they are."""
-    text = tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)
-    return text
 
 
 def _pattern(word: str) -> str:

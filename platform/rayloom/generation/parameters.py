@@ -36,6 +36,8 @@ _SAME_NAME = (
     "max_time",
 )
 _SAMPLING = ("temperature", "top_k", "top_p", "typical_p", "eta_cutoff", "epsilon_cutoff", "min_p")
+_WHOLE = ("json_schema", "regex", "choice")
+_NOT_BESIDE_WHOLE = ("min_new_tokens", "min_length", "stop_strings", "required_words")
 # Properties of a model's vocabulary and architecture, not of how a user wants to generate.
 _KEPT_FROM_MODEL = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
                     "begin_suppress_tokens")  # fmt: skip
@@ -51,7 +53,8 @@ def parse_parameters(defaults: GenerationConfig, params: Mapping[str, Any]) -> G
     """The defaults with a caller's parameters on top.
 
     Lengths are one choice: a caller's ``max_length`` replaces a default ``max_new_tokens``, and the reverse.
-    ``do_sample=False`` also drops the sampling parameters among the defaults.
+    Defaults that cannot be beside what a caller names are dropped: sampling parameters for ``do_sample=False``, a least
+    length above the caller's greatest, stop strings and the like for what decides a caller's whole answer.
 
     Raises:
         RequestError: An unknown parameter (with the nearest name), or a value that makes no sense.
@@ -172,7 +175,20 @@ def _displaced(defaults: GenerationConfig, params: Mapping[str, Any]) -> dict[st
             gone.append(one)
     if params.get("do_sample") is False:
         gone += [name for name in _SAMPLING if name not in params]
+    gone += _contradicted(defaults, params)
     return {name: None for name in gone if name not in params and getattr(defaults, name) is not None}
+
+
+def _contradicted(defaults: GenerationConfig, params: Mapping[str, Any]) -> list[str]:
+    """Defaults that cannot be beside what a caller names: a refusal would be about what they never said."""
+    gone: list[str] = []
+    for least, most in (("min_new_tokens", "max_new_tokens"), ("min_length", "max_length")):
+        wanted = params.get(most)
+        if isinstance(wanted, int) and (getattr(defaults, least) or 0) > wanted:
+            gone.append(least)
+    if any(params.get(name) is not None for name in _WHOLE):
+        gone += [*_WHOLE, *_NOT_BESIDE_WHOLE]
+    return gone
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -141,4 +141,9 @@ def _logprob(token: dict[str, Any]) -> TokenLogprob:
 
 
 def _pieces(events: Events) -> Iterator[str]:
-    return (event["text"] for event in events if "text" in event)
+    for event in events:
+        if event.get("index", 0) > 0:
+            events.close()
+            raise RequestError("the server's own num_return_sequences is above 1, which cannot be streamed: give 1")
+        if "text" in event:
+            yield event["text"]

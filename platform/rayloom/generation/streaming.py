@@ -7,10 +7,40 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from rayloom.generation.forbidden import decode
 from rayloom.generation.types import Chunk, GeneratedSequence, TokenLogprob
+from rayloom.generation.words import UNKNOWN, decode
 
-_UNKNOWN = "\ufffd"
+_WINDOW = 32
+"""Tokens that are decoded again with each one that comes, and at most twice as many."""
+
+
+class GrowingText:
+    """Text of tokens that come one by one, without decoding all of them each time.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        window: See `_WINDOW`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, window: int = _WINDOW) -> None:
+        self._tokenizer, self._window = tokenizer, window
+        # Text of the tokens before `_known_to`, and how much of that those from `_begin` on have written.
+        self._begin, self._known_to, self._known, self._num_own = 0, 0, "", 0
+
+    def of(self, ids: Sequence[int]) -> str:
+        """Text of all tokens.
+
+        Args:
+            ids: Those of the last time, and what has come since.
+        """
+        # What begins in the middle of a text may lose a space, or a character, at its start: never behind `_known`.
+        recent = decode(self._tokenizer, ids[self._begin :])
+        text = self._known + recent[self._num_own :]
+        if len(ids) - self._known_to >= self._window and not text.endswith(UNKNOWN):
+            own = decode(self._tokenizer, ids[self._known_to :])
+            if own:
+                self._begin, self._known_to, self._known, self._num_own = self._known_to, len(ids), text, len(own)
+        return text
 
 
 class Pieces:
@@ -27,6 +57,7 @@ class Pieces:
     ) -> None:
         self._tokenizer, self._stop_strings = tokenizer, stop_strings
         self._ids, self._sent = list(prefix_ids), ""
+        self._growing = GrowingText(tokenizer)
         # A stop string may begin in the prompt, unseen here: only the final text decides on the last token.
         self._lag = 1 if stop_strings else 0
         self._ends: list[int] = [] if self._lag else [self._end(prefix_ids)]
@@ -44,8 +75,8 @@ class Pieces:
     def add(self, token: int) -> str:
         """What may be shown now that this token is there."""
         self._ids.append(token)
-        text = decode(self._tokenizer, self._ids[: len(self._ids) - self._lag])
-        self._ends.append(len(text.rstrip(_UNKNOWN)))
+        text = self._growing.of(self._ids[: len(self._ids) - self._lag])
+        self._ends.append(len(text.rstrip(UNKNOWN)))
         safe = settled(text, self._stop_strings)
         if not safe.startswith(self._sent):
             return ""
@@ -61,7 +92,7 @@ class Pieces:
         return rest
 
     def _end(self, ids: Sequence[int]) -> int:
-        return len(decode(self._tokenizer, ids).rstrip(_UNKNOWN))
+        return len(decode(self._tokenizer, ids).rstrip(UNKNOWN))
 
 
 class WithoutStart:
@@ -147,10 +178,10 @@ class Answer:
         while self._waiting and self._num_told + 1 < len(ends) and ends[self._num_told + 1] <= len(sent):
             logprobs.append(self._waiting.popleft())
             begin = ends[self._num_told]
-            if not logprobs[-1].token.startswith(_UNKNOWN):
+            if not logprobs[-1].token.startswith(UNKNOWN):
                 # In front of it there may be bytes that have not become a character.
                 own = sent[begin : ends[self._num_told + 1]]
-                begin += len(own) - len(own.lstrip(_UNKNOWN))
+                begin += len(own) - len(own.lstrip(UNKNOWN))
             offsets.append(max(begin - self._start.num_cut, 0))
             self._num_told += 1
         return tuple(logprobs), tuple(offsets)
@@ -162,7 +193,7 @@ def settled(text: str, stop_strings: Sequence[str]) -> str:
         place = text.find(stop)
         if place >= 0:
             text = text[:place]
-    text = text.rstrip(_UNKNOWN)
+    text = text.rstrip(UNKNOWN)
     held = max((_overlap(text, stop) for stop in stop_strings), default=0)
     if any(text in stop for stop in stop_strings):
         return ""

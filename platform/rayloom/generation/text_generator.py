@@ -287,7 +287,7 @@ def asked_for(text: str, context: str | None, messages: Sequence[Mapping[str, st
 
 def _texts(output: GenerationOutput, config: GenerationConfig) -> str | list[str]:
     texts = [sequence.text for sequence in output.sequences]
-    return texts if config.num_return_sequences > 1 else texts[0]
+    return texts if config.num_return_sequences > 1 or len(texts) > 1 else texts[0]  # a server's default may be above 1
 
 
 def _without_start(pieces: Iterator[str], start: str) -> Iterator[str]:

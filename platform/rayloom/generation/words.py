@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rayloom.engine.vocabulary import Vocabulary
 
+UNKNOWN = "\ufffd"
+"""What decoding writes for bytes that make no character."""
 _BEFORE = "abcdef"
 
 
@@ -22,12 +24,30 @@ class Pieces:
     Attributes:
         by_id: Bytes by token id, special tokens by their name; None for an id that no token has.
         in_bytes: Whether a token may be part of a character only.
+        falls_back: Whether such tokens are there only for what others cannot write.
     """
 
     by_id: tuple[bytes | None, ...]
     in_bytes: bool
+    falls_back: bool
 
 
+@dataclass(frozen=True)
+class _Audible:
+    """What decoding shows of each token.
+
+    Attributes:
+        by_id: Bytes by token id, none of special tokens.
+        silent: Special tokens.
+        drops_space: Whether a space that a text begins with is lost.
+    """
+
+    by_id: tuple[bytes, ...]
+    silent: frozenset[int]
+    drops_space: bool
+
+
+_audibles: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, _Audible] = weakref.WeakKeyDictionary()
 _pieces: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, Pieces] = weakref.WeakKeyDictionary()
 
 
@@ -45,7 +65,8 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase) -> Pieces:
         for token, number in vocab.items():
             piece = _own_bytes(token, kinds)
             found[number] = _written(tokenizer, before, token).encode() if piece is None else piece
-        _pieces[tokenizer] = Pieces(tuple(found), bool(kinds & {"ByteLevel", "ByteFallback"}))
+        falls_back = "ByteFallback" in kinds
+        _pieces[tokenizer] = Pieces(tuple(found), falls_back or "ByteLevel" in kinds, falls_back)
     return _pieces[tokenizer]
 
 
@@ -57,11 +78,24 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, eos_ids: Sequ
         size: Width of the model's logits.
         eos_ids: Tokens that end a sequence.
     """
-    pieces, silent = token_pieces(tokenizer), silent_ids(tokenizer)
-    tokens = [b"" if number in silent else piece or b"" for number, piece in enumerate(pieces.by_id)]
-    spaced = next((number for number, piece in enumerate(tokens) if piece.startswith(b" ") and len(piece) > 1), None)
-    drops_space = spaced is not None and not _decoded(tokenizer, [spaced]).startswith(" ")
-    return Vocabulary(tokens, size=size, eos_ids=eos_ids, drops_space=drops_space)
+    audible = _audible(tokenizer)
+    return Vocabulary(list(audible.by_id), size=size, eos_ids=eos_ids, drops_space=audible.drops_space)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """Text of tokens, special ones left out, spaces as they are. What does not make a character is ``\ufffd``.
+
+    Of tokenizers with byte fallback, one byte that makes no character (yet) costs the library's own decoding all
+    characters that are written in bytes before it: a text that is cut there would lose its end. Here it costs itself.
+    """
+    text = _decoded(tokenizer, token_ids)
+    if UNKNOWN not in text or not token_pieces(tokenizer).falls_back:
+        return text
+    audible = _audible(tokenizer)
+    kept = [token for token in token_ids if token not in audible.silent and token < len(audible.by_id)]
+    text = b"".join(audible.by_id[token] for token in kept).decode(errors="replace")
+    starts = audible.drops_space and kept and audible.by_id[kept[0]].startswith(b" ")
+    return text.removeprefix(" ") if starts else text
 
 
 def silent_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -79,6 +113,17 @@ def spellings(tokenizer: PreTrainedTokenizerBase, phrase: str) -> list[list[int]
         if ids and ids not in kept and not silent.intersection(ids) and phrase in _decoded(tokenizer, ids):
             kept.append(ids)
     return kept
+
+
+def _audible(tokenizer: PreTrainedTokenizerBase) -> _Audible:
+    if tokenizer not in _audibles:
+        silent = frozenset(silent_ids(tokenizer))
+        pieces = token_pieces(tokenizer).by_id
+        by_id = tuple(b"" if number in silent else piece or b"" for number, piece in enumerate(pieces))
+        spaced = next((number for number, piece in enumerate(by_id) if piece.startswith(b" ") and len(piece) > 1), None)
+        drops_space = spaced is not None and not _decoded(tokenizer, [spaced]).startswith(" ")
+        _audibles[tokenizer] = _Audible(by_id, silent, drops_space)
+    return _audibles[tokenizer]
 
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

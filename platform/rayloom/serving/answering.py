@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from pydantic import ValidationError
 
-from rayloom.errors import UserError
+from rayloom.errors import RequestError
 from rayloom.serving.calls import Call, Event, ModelInfo, Outcome, Problem, TextCall, Tokens
 from rayloom.serving.protocols import ServedModel
 from rayloom.serving.shapes import shortened
@@ -53,13 +53,16 @@ def tokens_of(model: ServedModel, call: TextCall) -> Tokens | Problem:
 
 
 def problem_of(error: Exception) -> Problem:
-    """What a caller is told of an error: all of their own mistakes, nothing of ours."""
+    """What a caller is told of an error: all of their own mistakes, nothing of ours.
+
+    Nor of the operator's: an adapter that is gone from the server's disk is a `UserError`, too, but not this user's.
+    """
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         return Problem(400, "invalid_request", f"{field}: {message}" if field else message, param=field or None)
-    if isinstance(error, UserError):
+    if isinstance(error, RequestError):
         return Problem(400, "invalid_request", str(error))
     logger.error("generation failed", exc_info=error)
     return Problem(500, "internal", f"generation failed with {type(error).__name__}; the server's log has the details")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -28,7 +28,7 @@ from rayloom.serving.capacity import ingress_options, model_options, most_in_fli
 from rayloom.serving.catalog import CatalogBackend
 from rayloom.serving.deploying import FollowLoop, Rollout, digest_of, redeploy
 from rayloom.serving.exposure import check_exposure
-from rayloom.serving.following import Follower, Sources, follows_stage, pinned, source_of
+from rayloom.serving.following import Follower, Source, Sources, follows_stage, pinned, source_of
 from rayloom.serving.limits import Limits
 from rayloom.serving.observing.metrics import Metrics
 from rayloom.serving.observing.opening import open_observer
@@ -110,12 +110,12 @@ class StageFollower:
         own = context.code_version
         base = None if own == digest_of(config, open_model) else own
 
-        def look() -> Sources:
-            return {name: source_of(served[name], registry) for name in followed}
+        def look(name: str) -> Source:
+            return source_of(served[name], registry)
 
-        def deploy(sources: Sources) -> None:
+        def deploy(sources: Sources, is_wanted: Callable[[], bool]) -> None:
             rollout = Rollout(initial, sources, base, registry)
-            redeploy(application(config, open_model=open_model, rollout=rollout), context.app_name)
+            redeploy(application(config, open_model=open_model, rollout=rollout), context.app_name, is_wanted)
             for name, handle in followed.items():
                 if served[name].autoscaling.min_replicas == 0:  # nothing may have been opened yet
                     handle.describe.remote().result()

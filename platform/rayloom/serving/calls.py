@@ -57,6 +57,7 @@ class Call:
         echoes: The prompt's text is wanted, too.
         owner: Whose call it is: owners take turns.
         priority: Lower goes first.
+        drawn_seed: Seed where neither the caller nor the model's own parameters name one.
         user: Whom the caller names as its own user.
         sticky: Calls with the same one stay on the same arm of a split; at random where empty.
     """
@@ -71,6 +72,7 @@ class Call:
     echoes: bool = False
     owner: str = ""
     priority: int = 0
+    drawn_seed: int | None = None
     user: str | None = None
     sticky: str = ""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -88,12 +89,18 @@ def digest_of(config: ServingConfig, opener: Any, fields: set[str] | None = None
     return hashlib.sha256("\n".join(whole).encode()).hexdigest()[:24]
 
 
-def redeploy(app: Application, name: str) -> None:
+def redeploy(app: Application, name: str, is_wanted: Callable[[], bool] = lambda: True) -> None:
     """Deploy an application over the one of this name; returns when all that changed takes calls.
 
     New replicas that are lost on the way are replaced, and do not end it, as long as Serve goes on.
 
+    Args:
+        app: The application.
+        name: Of the one that is there.
+        is_wanted: See `rollouts.wait_out`.
+
     Raises:
+        OvertakenError: It is not wanted any more.
         ReplicasLostError: So many were lost that Serve gave the change up.
         RuntimeError: Some of it could not be opened. In both cases what was there before still takes calls.
     """
@@ -102,7 +109,7 @@ def redeploy(app: Application, name: str) -> None:
     details = client.get_serve_details()["applications"][name]
     target = serve.RunTarget(app, name=name, route_prefix=details["route_prefix"])
     serve.run_many([target], wait_for_applications_running=False)
-    wait_out(name)
+    wait_out(name, is_wanted=is_wanted)
 
 
 class FollowLoop:

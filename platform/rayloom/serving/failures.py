@@ -49,8 +49,8 @@ def add_error_handlers(app: FastAPI, bodies: Mapping[str, type[BaseModel]]) -> N
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         body = bodies.get(path_of(request.scope))
-        # A misspelt field is also a missing one: say the first.
-        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        # A misspelt field is also a missing one: say the first. Of what a value may be, what it comes nearest to.
+        first = min(error.errors(), key=lambda each: (each["type"] != "extra_forbidden", -len(each["loc"])))
         message = describe_invalid(first, list(body.model_fields) if body else [])
         status = 400 if first["type"] == "json_invalid" or speaks_openai(request) else 422
         return failure(request, Problem(status, "invalid_request", message, param=_param(first)))
@@ -77,22 +77,28 @@ def describe_invalid(error: dict[str, Any], known: list[str]) -> str:
         error: One item of ``ValidationError.errors()``, its location starting with ``body``.
         known: Names of the body's fields.
     """
-    location = [shortened(str(part)) for part in error["loc"][1:]]
+    location = _location(error)
     if error["type"] == "extra_forbidden":
-        near = nearest(location[0], known)
-        return f"unknown field '{location[0]}'" + (f"; did you mean '{near}'?" if near else "")
+        near = nearest(location[0], known) if len(location) == 1 else None
+        return f"unknown field '{'.'.join(location)}'" + (f"; did you mean '{near}'?" if near else "")
     if error["type"] == "json_invalid":
         return f"the body is not valid JSON: {error.get('ctx', {}).get('error', 'cannot be read')}"
     if error["type"] == "missing":
-        return f"'{location[0]}' is required" if location else "a JSON body is required"
+        return f"'{'.'.join(location)}' is required" if location else "a JSON body is required"
     if error["type"] == "model_attributes_type" and not location:
         return "the body is to be a JSON object, sent with Content-Type: application/json"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{'.'.join(location)}: {message[0].lower()}{message[1:]}" if location else message
 
 
+def _location(error: dict[str, Any]) -> list[str]:
+    """Where a problem is, without pydantic's names of kinds (``list[TextPart]``)."""
+    parts = [shortened(str(part)) for part in error["loc"][1:]]
+    return [part for place, part in enumerate(parts) if place in (0, len(parts) - 1) or "[" not in part]
+
+
 def _param(error: dict[str, Any]) -> str | None:
-    location = [shortened(str(part)) for part in error["loc"][1:]]
+    location = _location(error)
     return location[0] if location and error["type"] != "json_invalid" else None
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from rayloom.config import ServingConfig
-from rayloom.errors import RayloomError
 from rayloom.registry import is_reference, open_registry, parse_reference
 from rayloom.serving.calls import Following
 
@@ -28,6 +27,10 @@ _AFTER_LOSS_S = 15.0
 
 class ReplicasLostError(RuntimeError):
     """New replicas did not fail to open, but their processes were lost, too often for Serve to go on."""
+
+
+class OvertakenError(RuntimeError):
+    """The stage held another version before this one was served."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,15 @@ def pinned(config: ServingConfig, source: Source) -> ServingConfig:
 class Deployer(Protocol):
     """Brings sources into service."""
 
-    def __call__(self, sources: Sources) -> None:
+    def __call__(self, sources: Sources, is_wanted: Callable[[], bool]) -> None:
         """Serve these; returns when they take calls.
 
+        Args:
+            sources: What to serve.
+            is_wanted: Whether they still should be; asked now and then on the way, which may have no end.
+
         Raises:
+            OvertakenError: They should not any more.
             ReplicasLostError: Processes were lost on the way.
             Exception: Whatever else kept one of them from that.
         """
@@ -108,7 +116,7 @@ class Follower:
     Args:
         current: What is served.
         followed: The models that follow a stage.
-        look: What each of these should be served from.
+        look: What one of these should be served from.
         deploy: Brings it there.
         clock: Seconds; injected by tests.
     """
@@ -117,7 +125,7 @@ class Follower:
         self,
         current: Sources,
         followed: Collection[str],
-        look: Callable[[], Sources],
+        look: Callable[[str], Source],
         deploy: Deployer,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -126,24 +134,36 @@ class Follower:
         self._clock = clock
         self._refused: dict[str, _Refusal] = {}
         self._failures: dict[str, str] = {}
+        self._unread: dict[str, str] = {}
 
     def states(self) -> Mapping[str, Following]:
         """What every followed model is at. Any thread may ask."""
-        return {name: Following(self._current[name].version, self._failures.get(name)) for name in self._followed}
+        failures = {**self._failures, **self._unread}
+        return {name: Following(self._current[name].version, failures.get(name)) for name in self._followed}
 
     def step(self) -> None:
         """Look once, and go to where the stages are, model by model."""
-        try:
-            wanted = self._look()
-        except (RayloomError, OSError) as error:
-            logger.error("the registry cannot be read, so nothing changes: %s", error)
-            return
-        for name, source in wanted.items():
+        for name in self._followed:
+            source = self._wanted(name)
+            if source is None:
+                continue
             if source == self._current[name]:
                 self._refused.pop(name, None)
                 self._failures.pop(name, None)
             elif not self._was_refused(name, source):
                 self._change(name, source)
+
+    def _wanted(self, name: str) -> Source | None:
+        """What a model should be served from; None while nobody can tell. That is no other model's trouble."""
+        try:
+            source = self._look(name)
+        except Exception as error:  # whatever it is, the thread that follows must not end by it
+            if name not in self._unread:
+                logger.exception("the registry does not say what %s should be, so it stays", name or "the model")
+            self._unread[name] = f"the registry does not say what to serve: {type(error).__name__}"
+            return None
+        self._unread.pop(name, None)
+        return source
 
     def _was_refused(self, name: str, source: Source) -> bool:
         """Whether it did not open a short while ago."""
@@ -154,7 +174,11 @@ class Follower:
         before = self._current[name]
         logger.info("%s: from %s to %s", name or "the model", before.version, source.version)
         try:
-            self._deploy({**self._current, name: source})
+            self._deploy({**self._current, name: source}, lambda: self._wanted(name) in (source, None))
+        except OvertakenError:
+            logger.info("%s was overtaken before it was served; %s goes on", source.version, before.version)
+            self._restore()
+            return
         except Exception as error:
             logger.exception("%s could not be opened; %s goes on", source.version, before.version)
             self._refused[name] = self._refusal(name, source, error)
@@ -177,7 +201,7 @@ class Follower:
     def _restore(self) -> None:
         """Make what is served the goal again, or it would not be replaced if it were lost."""
         try:
-            self._deploy(self._current)
+            self._deploy(self._current, lambda: True)
         except Exception:
             logger.exception("the versions before could not be made the goal again; they are as long as they live")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -15,13 +15,25 @@ from starlette.types import Send
 
 from rayloom.serving.access import key_of
 from rayloom.serving.admission import Admission
-from rayloom.serving.calls import Call, Completion, Outcome, Part, Problem, Prompt, Started, TextCall, Tokens
+from rayloom.serving.calls import (
+    Call,
+    Completion,
+    ModelInfo,
+    Outcome,
+    Part,
+    Problem,
+    Prompt,
+    Started,
+    TextCall,
+    Tokens,
+)
 from rayloom.serving.keys import ApiKey
 from rayloom.serving.limits import Limits, refusal, too_long
 from rayloom.serving.observing.records import Record, record_of
 from rayloom.serving.protocols import Backend
 from rayloom.serving.rates import Rates
 from rayloom.serving.streams import Tagged, gathered, late
+from rayloom.serving.waiting import ClientGoneError, unless_gone
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +41,6 @@ TIMEOUT_HEADER = "X-Request-Timeout"
 _T = TypeVar("_T")
 _GONE = Problem(499, "timeout", "the client has gone")
 """Nobody reads it: the status is nginx's, for logs."""
-
-
-class ClientGoneError(Exception):
-    """The client has closed its connection."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,11 @@ class Front:
             return refused
         if key:
             self.rates.charge_calls(key, 1)
-        return await self.backend.tokens(call)
+        return await self._bounded(request, self.backend.tokens(call))
+
+    async def models(self, request: Request) -> Sequence[ModelInfo] | Problem:
+        """What is served."""
+        return await self._bounded(request, self.backend.models())
 
     def charge(self, key: ApiKey | None, events: Iterable[Completion | Tagged]) -> None:
         """A key pays for what it has been told."""
@@ -157,6 +169,20 @@ class Front:
         if not wanted_s > 0:
             return Problem(400, "invalid_request", f"{TIMEOUT_HEADER}: {given!r} is no number of seconds above 0")
         return min(wanted_s, self.limits.request_timeout_s)
+
+    async def _bounded(self, request: Request, work: Coroutine[Any, Any, _T | Problem]) -> _T | Problem:
+        """Wait for what writes nothing as long as for what does: its replicas may be busy, or not there yet."""
+        timeout_s = self._timeout_s(request)
+        if isinstance(timeout_s, Problem):
+            work.close()
+            return timeout_s
+        try:
+            found = await unless_gone(request, work, timeout_s)
+        except TimeoutError:
+            return Problem(504, "timeout", f"no answer within {timeout_s:g} s; try again later")
+        except ClientGoneError:
+            return _GONE
+        return self._timed(found) if isinstance(found, Problem) else found
 
     async def _all(self, entry: Entry) -> list[Completion] | Problem:
         tasks = [asyncio.create_task(self._outcome(number, entry)) for number in range(len(entry.calls))]
@@ -250,25 +276,6 @@ class EventStream(StreamingResponse):
             await self._lists.aclose()
 
 
-async def unless_gone(request: Request, work: Awaitable[_T], timeout_s: float) -> _T:
-    """Wait for work as long as the request's client does.
-
-    Raises:
-        ClientGoneError: It has gone away. The work is cancelled.
-        TimeoutError: It takes longer than that. The work is cancelled.
-    """
-    task, gone = asyncio.ensure_future(work), asyncio.create_task(_gone(request))
-    try:
-        done, _ = await asyncio.wait({task, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if task in done:
-            return task.result()
-        raise ClientGoneError if gone in done else TimeoutError
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
 def _num_tokens(told: Completion | Tagged) -> int:
     """Tokens of prompt and answer that are told of."""
     if isinstance(told, Completion):
@@ -276,8 +283,3 @@ def _num_tokens(told: Completion | Tagged) -> int:
     if isinstance(told.event, Started):
         return told.event.prompt_tokens
     return told.event.num_tokens if isinstance(told.event, Part) else 0
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

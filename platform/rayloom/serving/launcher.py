@@ -65,7 +65,7 @@ def serve_artifact(
     with serving(config, host=host, port=port) as url:
         # As Ctrl-C, for those who cannot press it (systemd, containers). Ray has its own idea of it, hence here.
         signal.signal(signal.SIGTERM, _interrupt)
-        model = _served_model(url)
+        model = served_model(url)
         answers, asks_key = model.get("task") != "language-modeling", config.keys_file is not None
         say(greeting(url, name=str(model.get("name")), answers=answers, asks_key=asks_key, has_page=config.page))
         with contextlib.suppress(KeyboardInterrupt):
@@ -108,7 +108,13 @@ def serving(
             stack.enter_context(_local_ray(config))
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
         _deploy(application(config, open_model=open_model))
-        yield f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        yield url_of(host, port)
+
+
+def url_of(host: str, port: int) -> str:
+    """Where this machine reaches what listens on an address."""
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - to be replaced, not to be bound
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
 
 def greeting(url: str, *, name: str, answers: bool, asks_key: bool = False, has_page: bool = False) -> str:
@@ -144,9 +150,9 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _served_model(url: str) -> dict[str, str]:
+def served_model(url: str) -> dict[str, str]:
     """The first model of several, for examples."""
-    health = httpx.get(f"{url}/health", timeout=30.0).json()
+    health = httpx.get(f"{url}/health", timeout=30.0, trust_env=False).json()  # no proxy stands between
     states = health.get("models") or {"": health}
     for name, state in states.items():
         if found := state.get("model"):

@@ -166,7 +166,8 @@ class TextGeneratorModel:
             changes |= {"num_return_sequences": call.best_of, "logprobs": changes.get("logprobs", 0)}
         config = self._generator.parameters(changes)
         max_time = self._max_time_s if config.max_time is None else min(config.max_time, self._max_time_s)
-        config = config.model_copy(update={"max_time": max_time})
+        seed = call.drawn_seed if config.seed is None else config.seed
+        config = config.model_copy(update={"max_time": max_time, "seed": seed})
         return self._prompts.ask(call.prompt, config, prompt_logprobs=_num_scored(call, config), echoes=call.echoes)
 
     @contextmanager

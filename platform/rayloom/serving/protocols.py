@@ -37,7 +37,7 @@ class ServedModel(Protocol):
         """Write for one call, beside all others that run. When cancelled, its place is free at once.
 
         Raises:
-            UserError: A prompt or parameter that cannot be honoured.
+            RequestError: A prompt or parameter that cannot be honoured.
         """
         ...
 
@@ -49,7 +49,7 @@ class ServedModel(Protocol):
         """Encode or decode.
 
         Raises:
-            UserError: A prompt that the model cannot take, or a token that it does not have.
+            RequestError: A prompt that the model cannot take, or a token that it does not have.
         """
         ...
 

@@ -116,10 +116,10 @@ class Repeating:
 
 
 def seeded(call: Call) -> Call:
-    """The call with a seed, so that it can be repeated."""
-    if call.parameters.get("seed") is not None:
+    """The call with a seed, so that it can be repeated; the caller's and the model's own go before it."""
+    if call.parameters.get("seed") is not None or call.drawn_seed is not None:
         return call
-    return replace(call, parameters={**call.parameters, "seed": secrets.randbits(63)})
+    return replace(call, drawn_seed=secrets.randbits(63))
 
 
 def _is_turned_away(told: object, num_lost: int) -> bool:

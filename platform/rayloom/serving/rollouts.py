@@ -14,30 +14,45 @@ from typing import Any, Literal
 
 from ray import serve
 
-from rayloom.serving.following import ReplicasLostError
+from rayloom.serving.following import OvertakenError, ReplicasLostError
 
 _LOST_TRIGGER = "HEALTH_CHECK_FAILED"
 _STOPPED = ("The deployment failed to start", "The rolling update of this deployment failed")
 """How Serve begins to speak of a deployment whose change it has stopped, whatever the trigger."""
 _OF_LOSS = re.compile(r"failed its health check\.$|\b(Actor\w+|WorkerCrashed\w*|NodeDied\w*|OwnerDied\w*)Error\b")
 _POLL_S = 0.2
+_ASK_S = 5.0
+"""Between two questions whether a change is wanted: whoever answers may have to ask a registry far away."""
 
 State = Literal["goes on", "done", "failed"]
 
 
-def wait_out(name: str, *, poll_s: float = _POLL_S, look: Callable[[str], Any] | None = None) -> None:
-    """Wait until a change is through, or Serve has given it up.
+def wait_out(
+    name: str,
+    *,
+    is_wanted: Callable[[], bool] = lambda: True,
+    poll_s: float = _POLL_S,
+    ask_s: float = _ASK_S,
+    look: Callable[[str], Any] | None = None,
+) -> None:
+    """Wait until a change is through, or Serve has given it up, or nobody wants it any more.
+
+    Serve waits without end for room on the cluster, or for a replica that takes for ever to open.
 
     Args:
         name: Of the application.
+        is_wanted: Whether the change still should be made.
         poll_s: Seconds between two looks.
+        ask_s: Seconds between two questions whether it is wanted.
         look: The application's status by its name, as `serve.status` tells it; injected by tests.
 
     Raises:
+        OvertakenError: It is not wanted.
         ReplicasLostError: Serve gave it up because new replicas were lost.
         RuntimeError: It failed in another way.
     """
     look = look or (lambda name: serve.status().applications.get(name))
+    asked_at = time.monotonic()
     while True:
         status = look(name)
         state = "failed" if status is None else state_of(status)
@@ -45,6 +60,10 @@ def wait_out(name: str, *, poll_s: float = _POLL_S, look: Callable[[str], Any] |
             return
         if state == "failed":
             raise _error(name, status)
+        if time.monotonic() >= asked_at + ask_s:
+            asked_at = time.monotonic()
+            if not is_wanted():
+                raise OvertakenError(f"{name}: the change is not wanted any more")
         time.sleep(poll_s)
 
 

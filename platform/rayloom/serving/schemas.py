@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rayloom.config import GenerationConfig
 from rayloom.serving.calls import Call, Prompt, TextCall
-from rayloom.serving.shapes import check_shape
+from rayloom.serving.shapes import check_fields, check_shape
 
 _MOST_LISTED = 10_000
 
@@ -49,16 +49,34 @@ class GenerationParameters(GenerationConfig):
         return self.model_dump(mode="json", exclude_unset=True, include=set(GenerationConfig.model_fields))
 
 
-class Message(BaseModel):
-    """One turn of a conversation."""
+class Part(BaseModel):
+    """A part of a body, with fields of its own. One that is null counts as absent.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Clients send back what they got: a turn of OpenAI's own client has a `refusal` that is null, and more.
+    """
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clean(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        check_fields(values, "a part of the body")
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class Message(Part):
+    """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-Messages = Annotated[list[Message], Field(fail_fast=True)]
+MOST_MESSAGES = 10_000
+"""Of a conversation, whatever may be in them: each takes time before anything else is known of it."""
+
+Messages = Annotated[list[Message], Field(fail_fast=True, max_length=MOST_MESSAGES)]
 """A list of a million mistakes is one mistake."""
 
 
@@ -73,6 +91,13 @@ class OwnRequest(GenerationParameters):
     """Send the answer as it is written, as server-sent events."""
     details: bool = False
     """Also return each answer's token ids, score and finish reason."""
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> Self:
+        for name, is_given in (("details", self.details), ("logprobs", self.logprobs is not None)):
+            if self.stream and is_given:
+                raise ValueError(f"{name} cannot be streamed here: leave it out, or do not stream")
+        return self
 
 
 class GenerateRequest(OwnRequest):

@@ -19,14 +19,27 @@ def check_shape(values: dict[str, Any]) -> None:
     Raises:
         ValueError: It has too many fields, is nested too deeply, or holds text that is no Unicode.
     """
-    if len(values) > _MOST_FIELDS:
-        raise ValueError(f"the body has {len(values)} fields; at most {_MOST_FIELDS} make sense")
+    check_fields(values, "the body")
     if _is_deep(values):
         raise ValueError(f"the body is nested more than {_MOST_DEPTH} levels deep")
     try:
         json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError("the text is not valid Unicode (half of a surrogate pair)") from None
+
+
+def check_fields(values: dict[str, Any], what: str) -> None:
+    """Refuse an object with so many fields that to name those that it should not have takes long.
+
+    Args:
+        values: A body, or a part of one that has fields of its own.
+        what: It is.
+
+    Raises:
+        ValueError: It has.
+    """
+    if len(values) > _MOST_FIELDS:
+        raise ValueError(f"{what} has {len(values)} fields; at most {_MOST_FIELDS} make sense")
 
 
 def shortened(text: str, most: int = 100) -> str:

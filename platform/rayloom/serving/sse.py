@@ -11,6 +11,8 @@ from rayloom.serving.front import EventLists
 from rayloom.serving.streams import Tagged
 
 DONE = "[DONE]"
+_LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
+"""What JSON may leave as it is, and many clients (all that read by httpx's lines) take for the end of a line."""
 
 
 class Renderer(Protocol):
@@ -40,4 +42,4 @@ def _text(values: Iterable[Any]) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_LINE_ENDS)

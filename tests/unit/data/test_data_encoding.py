@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rayloom.config import DatasetConfig, TaskType
 from rayloom.data import IGNORED, Columns, Encoder, Example, PromptInput, PromptTemplate, columns_for
+from rayloom.data.tokenization import Texts
 from rayloom.errors import DataError, ModelError, RequestError
 
 EOS = 1
@@ -257,6 +258,29 @@ def test_long_talks_lose_their_oldest_turns_when_asked(chat_tokenizer: PreTraine
     assert example.target_truncated
     assert len(example.input_ids) == limit + 4
     assert encoder.encode({"messages": [*long, TALK[1]]}, columns) is None
+
+
+def test_a_very_long_talk_is_not_read_anew_for_every_turn_that_it_loses(
+    chat_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, _ = make(chat_tokenizer, "chat", lengths=(90, 4))
+    turns = [{"role": ("user", "assistant")[at % 2], "content": f"word {at} " * (1 + at % 3)} for at in range(201)]
+    num_kept = next(
+        n for n in range(1, 201, 2) if encoder.prompt(PromptInput(messages=tuple(turns[-n - 2 :]))).truncated
+    )
+    ids = encoder.prompt_ids(PromptInput(messages=tuple(turns[-num_kept:])))
+    num_rendered, render = 0, Texts.chat_text
+
+    def counted(texts: Texts, *args: Any, **options: Any) -> str:
+        nonlocal num_rendered
+        num_rendered += 1
+        return render(texts, *args, **options)
+
+    monkeypatch.setattr(Texts, "chat_text", counted)
+    prompt = encoder.prompt(PromptInput(messages=tuple(turns)))
+    assert (prompt.ids, prompt.truncated) == (ids, True)
+    assert 1 < num_kept < 30
+    assert num_rendered < 12
 
 
 @pytest.mark.parametrize("messages", [(), (TALK[1],), ({"role": "user"},), ({"role": "bot", "content": "x"}, TALK[0])])

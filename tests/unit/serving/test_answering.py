@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rayloom.errors import ModelError
 from rayloom.serving.answering import answer, answer_in_parts
 from rayloom.serving.calls import (
     Call,
@@ -33,6 +34,21 @@ def outcomes_of(model: FakeModel, calls: list[Call]) -> list[Outcome]:
         return await asyncio.gather(*(answer(model, each) for each in calls))
 
     return asyncio.run(all_at_once())
+
+
+class Broken(FakeModel):
+    """Its adapter is gone from the disk."""
+
+    async def complete(self, call: Call) -> Completion:
+        raise ModelError("/srv/models/legal has changed since adapter 'legal' was loaded")
+
+
+def test_what_the_operator_has_to_mend_is_not_the_callers_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    (outcome,) = outcomes_of(Broken(), [call("a")])
+    assert isinstance(outcome, Problem)
+    assert (outcome.status, outcome.type) == (500, "internal")
+    assert "/srv" not in outcome.message
+    assert "/srv/models/legal has changed" in caplog.text
 
 
 def test_one_bad_call_does_not_take_the_others_along() -> None:

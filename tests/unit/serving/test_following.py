@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,16 @@ from rayloom.config import ServingConfig
 from rayloom.errors import RegistryError
 from rayloom.registry import Registry
 from rayloom.serving.calls import Following
-from rayloom.serving.following import Follower, ReplicasLostError, Source, Sources, follows_stage, pinned, source_of
+from rayloom.serving.following import (
+    Follower,
+    OvertakenError,
+    ReplicasLostError,
+    Source,
+    Sources,
+    follows_stage,
+    pinned,
+    source_of,
+)
 from tests.unit.registry.publishing import publish_artifact
 
 
@@ -20,17 +30,24 @@ class World:
     def __init__(self) -> None:
         self.stages = {"qa": Source("/1", version="qa@1"), "fr": Source("/7", version="fr@7")}
         self.broken: set[str] = set()
+        self.unreadable: dict[str, Exception] = {}
+        self.on_the_way: Callable[[], None] = lambda: None
         self.error: type[Exception] = RuntimeError
         self.served: Sources = {**self.stages, "other": Source("/x")}
         self.deployed: list[list[str]] = []
         self.now = 0.0
         self.follower = Follower(self.served, ("qa", "fr"), self.look, self.deploy, clock=lambda: self.now)
 
-    def look(self) -> Sources:
-        return dict(self.stages)
+    def look(self, model: str) -> Source:
+        if model in self.unreadable:
+            raise self.unreadable[model]
+        return self.stages[model]
 
-    def deploy(self, sources: Sources) -> None:
+    def deploy(self, sources: Sources, is_wanted: Callable[[], bool]) -> None:
         self.deployed.append([source.artifact for source in sources.values()])
+        self.on_the_way()
+        if not is_wanted():
+            raise OvertakenError("app")
         if self.broken & {source.artifact for source in sources.values()}:
             raise self.error("the deployment failed")
         self.served = dict(sources)
@@ -123,15 +140,41 @@ def test_a_version_whose_replicas_were_lost_is_tried_again_soon_and_then_later()
     assert world.served["qa"].artifact == "/2"
 
 
-def test_a_registry_that_cannot_be_read_changes_nothing() -> None:
+@pytest.mark.parametrize("error", [RegistryError("locked"), OSError("away"), ValueError("not JSON")])
+def test_a_stage_that_cannot_be_read_is_told_of_and_keeps_no_other_model_back(error: Exception) -> None:
+    world = World()
+    world.unreadable["qa"] = error
+    world.hold("fr", 8)
+    assert world.deployed == [["/1", "/8", "/x"]]
+    states = world.follower.states()
+    assert states["fr"] == Following("fr@8")
+    message = f"the registry does not say what to serve: {type(error).__name__}"
+    assert states["qa"] == Following("qa@1", message)
+    world.unreadable.clear()
+    world.follower.step()
+    assert world.follower.states()["qa"] == Following("qa@1")
+
+
+def test_a_version_that_cannot_be_brought_in_is_left_when_its_stage_holds_another() -> None:
     world = World()
 
-    def fail() -> Sources:
-        raise RegistryError("locked")
+    def roll_back() -> None:
+        world.on_the_way = lambda: None
+        world.stages["qa"] = Source("/1", version="qa@1")
 
-    follower = Follower(world.served, ("qa",), fail, world.deploy)
-    follower.step()
-    assert world.deployed == []
+    world.on_the_way = roll_back
+    world.hold("qa", 2)
+    assert world.deployed == [["/2", "/7", "/x"], ["/1", "/7", "/x"]]  # and what was there is the goal again
+    assert world.follower.states()["qa"] == Following("qa@1")
+    world.hold("qa", 2)
+    assert world.follower.states()["qa"] == Following("qa@2")
+
+
+def test_a_registry_that_falls_silent_on_the_way_ends_no_change() -> None:
+    world = World()
+    world.on_the_way = lambda: world.unreadable.update(qa=OSError("away"))
+    world.hold("qa", 2)
+    assert world.served["qa"].artifact == "/2"
 
 
 @pytest.fixture

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import json
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from rayloom.config import ServingConfig
 from rayloom.errors import ArtifactError, ConfigError, ServiceError
 from rayloom.serving.exposure import is_loopback
 from rayloom.serving.keys import KeyStore, Terms
-from rayloom.serving.launcher import greeting, replica_error, serve_artifact, serving
+from rayloom.serving.launcher import greeting, replica_error, serve_artifact, served_model, serving, url_of
 
 TRACEBACK = """The deployment failed to start 3 times in a row. Error:
 ray::ServeReplica:rayloom:Model.initialize_and_get_metadata() (pid=1)
@@ -113,3 +117,42 @@ def test_the_greeting_can_be_pasted(answers: bool, ask: str) -> None:
     python = "\n".join(line.strip() for line in text.partition("  Python\n")[2].splitlines())
     compile(python, "greeting", "exec")
     assert "TextGenerator(endpoint='http://127.0.0.1:8000')" in python
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("::", "http://[::1]:8000"),
+    ],
+)
+def test_a_url_that_clients_can_read(host: str, url: str) -> None:
+    assert url_of(host, 8000) == url
+    assert httpx.URL(url_of(host, 8000)).port == 8000
+
+
+def test_an_own_service_is_asked_without_the_companys_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = json.dumps({"status": "ok", "model": {"name": "qa", "task": "summarization"}}).encode()
+
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01))
+        thread.start()
+        try:
+            assert served_model(f"http://127.0.0.1:{server.server_port}")["name"] == "qa"
+        finally:
+            server.shutdown()
+            thread.join()

@@ -83,15 +83,16 @@ def test_a_lost_call_is_asked_again_with_the_same_seed() -> None:
     assert outcome.texts == ("ONE TWO",)
     assert repeats == ["again", "again"]
     first, *others = inner.seen
-    assert first.parameters["seed"] >= 0
+    assert first.drawn_seed is not None
     assert others == [first, first]
 
 
 def test_a_callers_own_seed_stays() -> None:
     call = Call(Prompt("x"), {"seed": 0})
     assert seeded(call) is call
-    drawn = {seeded(Call(Prompt("x"))).parameters["seed"] for _ in range(20)}
-    assert len(drawn) == 20
+    drawn = [seeded(Call(Prompt("x"))) for _ in range(20)]
+    assert len({call.drawn_seed for call in drawn}) == 20
+    assert seeded(drawn[0]) is drawn[0]
 
 
 def test_a_call_that_kills_its_replicas_is_given_up() -> None:
@@ -117,7 +118,7 @@ def test_a_stream_that_told_nothing_begins_again() -> None:
     started, *parts = events_of(repeating(inner))
     assert isinstance(started, Started)
     assert "".join(part.text for part in parts if isinstance(part, Part)) == "ONE TWO"
-    assert len({call.parameters["seed"] for call in inner.seen}) == 1
+    assert len({call.drawn_seed for call in inner.seen}) == 1
     (problem,) = events_of(repeating(Losing(num_lost=99)))
     assert isinstance(problem, Problem)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
-from rayloom.serving.following import ReplicasLostError
+from rayloom.serving.following import OvertakenError, ReplicasLostError
 from rayloom.serving.rollouts import wait_out
 
 LOST = (
@@ -87,3 +87,12 @@ def test_an_application_that_could_not_be_built_or_is_gone() -> None:
         waited(overview("DEPLOY_FAILED"), DONE)
     with pytest.raises(RuntimeError, match="deleted"):
         waited(overview("DEPLOYING"), None)
+
+
+def test_a_change_that_has_no_end_is_left_once_nobody_wants_it() -> None:
+    answers = [True, True, False]
+    with pytest.raises(OvertakenError, match="app"):
+        wait_out(
+            "app", is_wanted=lambda: answers.pop(0), poll_s=0.0, ask_s=0.0, look=lambda name: overview("DEPLOYING")
+        )
+    assert answers == []

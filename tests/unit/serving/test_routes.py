@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from rayloom.config import GenerationConfig
-from rayloom.serving.calls import Health, Problem
+from rayloom.serving.calls import Health, ModelInfo, Problem, TextCall, Tokens
 from rayloom.serving.limits import Limits
 from rayloom.serving.routes import create_app
 from tests.fakes_serving import PLAIN_MODEL, FakeBackend, FakeModel
@@ -89,6 +90,15 @@ def test_the_replica_gets_exactly_what_the_request_names(client: TestClient, bac
         ),
         ("/generate", {"prompt": "x", "zzzz": 1}, 422, "unknown field 'zzzz'"),
         ("/generate", {}, 422, "'prompt' is required"),
+        ("/generate", {"prompt": "x", "stream": True, "logprobs": 0}, 422, "logprobs cannot be streamed here"),
+        ("/answer", {"question": "x", "stream": True, "details": True}, 422, "details cannot be streamed here"),
+        (
+            "/generate",
+            {"messages": [{"role": "user", "content": "x", "name": "y"}]},
+            422,
+            "unknown field 'messages.0.name'",
+        ),
+        ("/generate", {"messages": [{"role": "user"}]}, 422, "'messages.0.content' is required"),
         ("/generate", {"prompt": ""}, 422, "prompt is empty"),
         ("/generate", {"prompt": "x", "messages": [{"role": "user", "content": "y"}]}, 422, "not both"),
         ("/generate", {"messages": [{"role": "robot", "content": "y"}]}, 422, "messages.0.role"),
@@ -366,3 +376,40 @@ def test_one_call_too_many_is_told_when_to_come_back() -> None:
     for response in refused:
         assert error_of(response)[:2] == (429, "overloaded")
         assert int(response.headers["retry-after"]) >= 1
+
+
+@dataclass
+class Stuck(FakeBackend):
+    """Whose replicas are all busy, or not there yet."""
+
+    async def tokens(self, call: TextCall) -> Tokens | Problem:
+        return await self._told()
+
+    async def models(self) -> Sequence[ModelInfo] | Problem:
+        return await self._told()
+
+    async def _told(self) -> Problem:
+        if not isinstance(self.outcome, Problem):
+            await asyncio.Event().wait()
+        assert isinstance(self.outcome, Problem)
+        return self.outcome
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/tokenize", {"prompt": "x"}),
+        ("POST", "/detokenize", {"tokens": [1]}),
+        ("GET", "/v1/models", None),
+        ("GET", "/v1/models/fake-qa", None),
+    ],
+)
+def test_what_writes_nothing_has_a_deadline_and_is_told_when_to_come_back(method: str, path: str, body: Any) -> None:
+    backend = Stuck()
+    with TestClient(create_app(backend, LIMITS)) as client:
+        late = client.request(method, path, json=body, headers={"X-Request-Timeout": "0.02"})
+        assert (late.status_code, late.json()["error"]["message"]) == (504, "no answer within 0.02 s; try again later")
+        assert client.request(method, path, json=body, headers={"X-Request-Timeout": "no"}).status_code == 400
+        backend.outcome = Problem(429, "overloaded", "full")
+        full = client.request(method, path, json=body)
+        assert (full.status_code, full.headers["retry-after"]) == (429, "1")

@@ -173,3 +173,15 @@ def test_offsets_are_where_decoding_arrives(text: str, sizes: list[int]) -> None
         expected.append(place)
         place += len(decoder.decode(piece))
     assert offsets_in(text, pieces) == expected
+
+
+def test_a_drawn_seed_counts_only_where_nobody_names_one() -> None:
+    def texts(served: TextGeneratorModel, drawn_seed: int, **parameters: int) -> tuple[str, ...]:
+        given = {"do_sample": True, "max_new_tokens": 8, **parameters}
+        return completed(served, Call(Prompt("The river", raw=True), given, drawn_seed=drawn_seed)).texts
+
+    free, fixed = served_of(), served_of(changes={"seed": 5})
+    assert texts(free, 1) == texts(free, 1) != texts(free, 2)
+    assert texts(free, 1, seed=5) == texts(free, 2, seed=5)
+    assert texts(fixed, 1) == texts(fixed, 2) == texts(free, 1, seed=5)
+    assert texts(fixed, 1, seed=6) == texts(free, 2, seed=6)

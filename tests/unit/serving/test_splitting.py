@@ -142,7 +142,7 @@ def test_the_shadow_gets_a_copy_that_nobody_sees() -> None:
     (copy,), (original,) = split.calls("v3"), split.calls(arm)
     assert copy.prompt == original.prompt
     assert copy.parameters == original.parameters
-    assert "seed" in copy.parameters
+    assert copy.drawn_seed == original.drawn_seed is not None
     assert copy.priority > original.priority == 2
     assert split.tally.calls == {("qa", arm, False, 200): 1, ("qa", "v3", True, 200): 1}
     assert split.tally.tokens["qa", "v3", True] == 2

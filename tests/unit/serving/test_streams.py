@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
-from rayloom.serving.calls import Event, Part, Problem, Started, Token
+from rayloom.serving.calls import Call, Event, Part, Problem, Started, Token
 from rayloom.serving.limits import Limits
 from rayloom.serving.routes import create_app
 from rayloom.serving.streams import Tagged, gathered, joined
-from tests.fakes_serving import FakeBackend
+from tests.fakes_serving import FakeBackend, FakeModel
 
 STARTED = Started("m", "fp", 1)
 
@@ -133,3 +135,24 @@ def test_a_client_that_goes_away_ends_its_call(path: str, stream: bool) -> None:
         assert (backend.num_running, backend.num_cancelled) == (0, 1)
 
     asyncio.run(leave())
+
+
+class Lines(FakeModel):
+    """Writes what some programs take for the end of a line."""
+
+    text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\n\rh日"
+
+    async def stream(self, call: Call) -> AsyncGenerator[Started | Part]:
+        yield STARTED
+        yield Part(0, self.text, 1, finish_reason="stop")
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+def test_an_event_is_one_line_whatever_a_client_takes_for_the_end_of_one(path: str) -> None:
+    with TestClient(create_app(FakeBackend(Lines()), Limits(30.0, 50, 4))) as client:
+        sent = client.post(path, json={"prompt": "x", "stream": True}).text
+    lines = [line for line in sent.splitlines() if line]  # as httpx's iter_lines, and so our own client, reads them
+    assert all(line.startswith("data: ") for line in lines), lines
+    first = json.loads(lines[0].removeprefix("data: "))
+    assert (first if path == "/generate" else first["choices"][0])["text"] == Lines.text
+    assert "日" in sent

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BeforeValidator, Field, SkipValidation, StrictBool, StrictInt, StrictStr
 
 from rayloom.errors import RequestError
 from rayloom.serving.calls import Call, Prompt
 from rayloom.serving.openai.parameters import translated
-from rayloom.serving.schemas import GenerationParameters
+from rayloom.serving.schemas import MOST_MESSAGES, GenerationParameters, Part
 
 _PROMPT_KINDS = "a text, a list of texts, a list of token ids, or a list of such lists"
 
@@ -30,16 +30,14 @@ def _checked_prompt(value: Any) -> Any:
 
 
 _Prompts = Annotated[
-    StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]], BeforeValidator(_checked_prompt)
+    # Each of millions of tokens would be a mistake of those kinds that the prompt is not.
+    SkipValidation[StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]],
+    BeforeValidator(_checked_prompt),
 ]
 _StopStrings = StrictStr | Annotated[list[StrictStr], Field(max_length=16)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class StreamOptions(_Part):
+class StreamOptions(Part):
     """How to stream."""
 
     include_usage: bool = False
@@ -132,19 +130,19 @@ class CompletionRequest(SharedRequest):
         _check_stream_options(self)
 
 
-class TextPart(_Part):
+class TextPart(Part):
     """A piece of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Part):
+class ChatMessage(Part):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     """Who says it; `developer` is another name of `system`."""
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True, max_length=MOST_MESSAGES)]
     """What is said; pieces are put together."""
 
     def plain(self) -> dict[str, str]:
@@ -153,7 +151,7 @@ class ChatMessage(_Part):
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
-class JsonSchemaFormat(_Part):
+class JsonSchemaFormat(Part):
     """A schema and its name."""
 
     name: str
@@ -166,7 +164,7 @@ class JsonSchemaFormat(_Part):
     """Answers always follow the schema, whatever this says."""
 
 
-class ResponseFormat(_Part):
+class ResponseFormat(Part):
     """What the answer has to look like."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -193,7 +191,7 @@ class ChatRequest(SharedRequest):
     A model without one takes a single message, from the user: it fills the template that the model was trained with.
     """
 
-    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, max_length=MOST_MESSAGES)] = Field(min_length=1)
     """The conversation; the last turn is the user's."""
     max_tokens: int | None = Field(None, ge=1)
     """Older name of `max_completion_tokens`."""

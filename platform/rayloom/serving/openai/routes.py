@@ -78,7 +78,7 @@ def add_routes(app: FastAPI, front: Front) -> None:
 
 
 def _add_models(app: FastAPI, front: Front) -> None:
-    errors: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 503)}
+    errors: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (400, 401, 429, 503, 504)}
 
     @app.get(
         "/v1/models",
@@ -88,7 +88,7 @@ def _add_models(app: FastAPI, front: Front) -> None:
     )
     async def models(request: Request) -> ModelList | JSONResponse:
         """What is served: models, their adapters, and names that stand for several."""
-        found = await front.backend.models()
+        found = await front.models(request)
         return failure(request, found) if isinstance(found, Problem) else ModelList(data=_listed(found))
 
     @app.get(
@@ -96,7 +96,7 @@ def _add_models(app: FastAPI, front: Front) -> None:
     )
     async def model(request: Request, model: str) -> ModelBody | JSONResponse:
         """One served model."""
-        found = await front.backend.models()
+        found = await front.models(request)
         if isinstance(found, Problem):
             return failure(request, found)
         listed = {each.id: each for each in _listed(found)}

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from rayloom.serving.calls import Problem
 from rayloom.serving.limits import Limits
+from rayloom.serving.openai.requests import CompletionRequest
 from rayloom.serving.openai.responses import ChatBody, ChatChunk, CompletionBody, ErrorBody, ModelList
 from rayloom.serving.routes import create_app
 from tests.fakes_serving import FakeBackend
@@ -225,6 +226,34 @@ def test_streamed_completions_are_the_whole_ones(client: TestClient, more: dict[
         CompletionBody.model_validate(chunk)
 
 
+def test_an_answer_goes_on_in_the_next_request_as_it_came(client: TestClient, backend: FakeBackend) -> None:
+    answer = client.post(CHAT, json={"messages": said()}).json()["choices"][0]["message"]
+    turns = [*said(), answer | {"tool_calls": None}, *said("and more")]  # clients add what they know of, and is null
+    assert client.post(CHAT, json={"messages": turns}).status_code == 200
+    assert backend.model_.calls[-1].prompt.messages == (
+        {"role": "user", "content": "one two three"},
+        {"role": "assistant", "content": "ONE TWO THREE"},
+        {"role": "user", "content": "and more"},
+    )
+
+
+def test_what_is_large_is_refused_before_it_costs_much(client: TestClient) -> None:
+    many = {f"k{number}": 1 for number in range(256)}
+    for body in (
+        {"messages": [said()[0] | many]},
+        {"messages": said(), "response_format": {"type": "text"} | many},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"} | many]}]},
+    ):
+        assert "fields; at most 256 make sense" in error_of(client.post(CHAT, json=body))["message"]
+    assert "at most 10000 items" in error_of(client.post(CHAT, json={"messages": said() * 10_001}))["message"]
+    ids = [
+        1
+    ] * 100_000  # none of which is held against the kinds that the prompt is not: that took seconds and a gigabyte
+    assert CompletionRequest.model_validate({"prompt": ids}).prompt is ids
+    response = client.post(TEXT, json={"prompt": ids})
+    assert (response.status_code, error_of(response)["code"]) == (413, "context_length_exceeded")
+
+
 def test_streamed_chat(client: TestClient) -> None:
     chunks = chunks_of(client.post(CHAT, json={"messages": said(), "stream": True, "n": 2}))
     for chunk in chunks:
@@ -268,7 +297,11 @@ def test_streamed_chat(client: TestClient) -> None:
         (TEXT, {"prompt": "bad"}, 400, "the prompt is bad", None),
         (CHAT, {"messages": []}, 400, "messages", "messages"),
         (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role", "messages"),
-        (CHAT, {"messages": [{"role": "user", "content": [{"type": "x"}]}]}, 400, "messages.0.content", "messages"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "x"}]}]}, 400,
+         "messages.0.content.0.type: input should be 'text'", "messages"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400,
+         "'messages.0.content.0.text' is required", "messages"),
+        (CHAT, {"messages": [said()[0] | {"name": "a"}]}, 400, "unknown field 'messages.0.name'", "messages"),
         (CHAT, {"messages": said(), "top_logprobs": 1}, 400, "top_logprobs needs logprobs", None),
         (CHAT, {"messages": said(), "logprobs": 1}, 400, "logprobs: input should be a valid boolean", "logprobs"),
         (CHAT, {"messages": said(), "max_tokens": 1, "max_completion_tokens": 2}, 400, "same parameter", None),
@@ -319,3 +352,5 @@ def test_a_document_that_describes_it_all(client: TestClient) -> None:
     )
     content = document["paths"][TEXT]["post"]["responses"]["200"]["content"]
     assert set(content) == {"application/json", "text/event-stream"}
+    kinds = document["components"]["schemas"]["CompletionRequest"]["properties"]["prompt"]["anyOf"]
+    assert [kind.get("items", {}).get("type") for kind in kinds] == [None, "string", "integer", "array"]

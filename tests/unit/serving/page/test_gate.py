@@ -135,6 +135,7 @@ def test_a_revoked_key_is_out_and_a_key_without_the_scope_never_in(
         assert after.get("/ui/").status_code == 303
 
 
-@pytest.mark.parametrize("cookie", ["", "a=b", f"{COOKIE}=%%%", f"{COOKIE}=w7ZzZQ", f"{COOKIE}=//79", ";;;=;"])
+@pytest.mark.parametrize("cookie", ["", "a=b", f"{COOKIE}=%%%", f"{COOKIE}=w7ZzZQ", f"{COOKIE}=//79", ";;;=;",
+                                    f'{COOKIE}="\\351"'])  # fmt: skip
 def test_a_broken_cookie_is_none(cookie: str) -> None:
     assert secret_in(cookie) is None
