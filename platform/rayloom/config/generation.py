@@ -10,6 +10,7 @@ from rayloom.config.base import Section
 from rayloom.config.problems import nearest
 
 _MOST_COUNT, _MOST_FACTOR = 10**6, 1e6
+_LEAST_TEMPERATURE = 1e-30  # logits divided by less are no float32 any more
 """Beyond what means anything; numbers that are larger still do not fit where the engine keeps them."""
 
 
@@ -27,7 +28,7 @@ class GenerationConfig(Section):
     """Counted as max_length."""
     do_sample: bool = False
     """Draw tokens instead of taking the likeliest."""
-    temperature: float | None = Field(None, gt=0.0, le=_MOST_FACTOR)
+    temperature: float | None = Field(None, ge=_LEAST_TEMPERATURE, le=_MOST_FACTOR)
     """Divides the logits before sampling."""
     top_k: int | None = Field(None, ge=0, le=_MOST_COUNT)
     """Sample among the k likeliest tokens; 0 for all."""

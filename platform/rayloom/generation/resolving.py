@@ -117,9 +117,10 @@ class Resolver:
     def _params(self, request: GenerationRequest, special: dict[str, Any]) -> Params:
         config, ends = request.config, tuple(eos_ids(special["eos_token_id"]))
         lengths = request_lengths(request, self.window)
-        unknown = [token for token in config.logit_bias or () if not 0 <= token < self.vocab_size]
-        if unknown:
-            raise RequestError(f"logit_bias: the model has no token {unknown[0]} (0 … {self.vocab_size - 1})")
+        for name, tokens in (("logit_bias", config.logit_bias or ()), ("eos_token_id", eos_ids(config.eos_token_id))):
+            unknown = [token for token in tokens if not 0 <= token < self.vocab_size]
+            if unknown:
+                raise RequestError(f"{name}: the model has no token {unknown[0]} (0 … {self.vocab_size - 1})")
         if config.exponential_decay_length_penalty is not None and not ends:
             raise RequestError("exponential_decay_length_penalty needs an end-of-sequence token; this model has none")
         given = {name: getattr(config, name) for name in _NEUTRAL_NUMBERS if getattr(config, name) is not None}

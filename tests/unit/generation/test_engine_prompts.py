@@ -117,6 +117,8 @@ def test_biases_change_what_is_written(both: tuple[TransformersGenerator, Engine
             assert bias.get(banned) != -100.0 or banned not in ours.sequences[0].token_ids
     with pytest.raises(RequestError, match="logit_bias: the model has no token 5000"):
         engine.generate([request_of(engine, "x", logit_bias={5000: 1.0})], batch_size=1)
+    with pytest.raises(RequestError, match="eos_token_id: the model has no token 5000"):
+        engine.generate([request_of(engine, "x", eos_token_id=[1, 5000])], batch_size=1)
 
 
 async def told(engine: EngineGenerator, request: GenerationRequest, start: str = "") -> list[Chunk | PromptLogprobs]:

@@ -37,6 +37,8 @@ def translated(body: SharedRequest) -> dict[str, Any]:
         given[ours] = value
     if given.get("max_new_tokens") == 0:
         given["max_new_tokens"] = 1  # the least that is generated; it is thrown away
+    if given.get("seed", 0) < 0:
+        given["seed"] += 1 << 64  # OpenAI's are signed
     given.setdefault("num_return_sequences", 1)  # whatever the model's own default is
     _decide_sampling(given, num_wanted=max(getattr(body, "best_of", None) or 1, given["num_return_sequences"]))
     return given

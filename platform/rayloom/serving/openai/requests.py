@@ -62,6 +62,8 @@ class SharedRequest(GenerationParameters):
     """Text, or up to 16 texts, that end the answer; they are no part of it."""
     temperature: float | None = Field(None, ge=0.0)
     """Above 0: sample, with logits divided by this. 0: take the likeliest tokens, whatever else is said."""
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    """Makes sampling repeatable."""
     frequency_penalty: Literal[0] | None = None
     """Only 0: take `repetition_penalty` instead."""
     presence_penalty: Literal[0] | None = None

@@ -122,6 +122,7 @@ def test_several_answers_to_several_prompts_are_numbered_prompt_by_prompt(client
         ({"stop": "\n"}, {"stop_strings": ["\n"]}),
         ({"stop": ["a", "b"]}, {"stop_strings": ["a", "b"]}),
         ({"seed": 3, "user": "me"}, {"seed": 3}),
+        ({"seed": -1}, {"seed": 2**64 - 1}),
         ({"logit_bias": {"5": -100}}, {"logit_bias": {"5": -100.0}}),
         ({"repetition_penalty": 1.2, "num_beams": 2}, {"repetition_penalty": 1.2, "num_beams": 2}),
         ({"frequency_penalty": 0, "presence_penalty": 0.0, "temperature": None}, {}),
