@@ -62,6 +62,7 @@ class RemoteTextGenerator(TextGenerator):
         if _num_wanted(params) > 1:
             raise RequestError("num_return_sequences cannot be streamed: leave it out, or do not stream")
         body = _body(asked_for(text, context, messages), params) | self._asked_model | {"stream": True}
+        body.pop("logprobs", None)  # pieces of text show none, as a local stream's; the server would refuse them
         return _pieces(self.endpoint.events("/generate", body))
 
     def run(
