@@ -99,6 +99,13 @@ def test_a_state_comes_back_from_its_file(state, folder):
     assert list(SweepState(folder)) == list(state), "a later version may have written more"
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"trials": [3]}', '{"trials": [{"values": {}}]}'])
+def test_a_damaged_state_does_not_start_a_sweep_anew(folder: RunFolder, text: str) -> None:
+    folder.write("state.json", text)
+    with pytest.raises(TrainingError, match="is damaged"):
+        SweepState(folder)
+
+
 def test_trials_are_ranked_and_noise_is_told_from_worse(state):
     results = results_of(make_sweep(), state)
     assert [each.record.number for each in results.trials] == [1, 4, 0, 2, 3]

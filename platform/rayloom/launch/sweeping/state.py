@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
+from rayloom.errors import TrainingError
 from rayloom.launch.tracking.folder import RunFolder
 
 STATE = "state.json"
@@ -133,12 +134,14 @@ class SweepState:
 
     Args:
         folder: Of the sweep.
+
+    Raises:
+        TrainingError: What is on disk is damaged.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        listed = folder.read_json(STATE).get("trials", [])
-        self.trials = {each["number"]: TrialRecord.parse(each) for each in listed}
+        self.trials = {record.number: record for record in _stored(folder)}
 
     def __iter__(self) -> Iterator[TrialRecord]:
         return iter(self.trials[number] for number in sorted(self.trials))
@@ -160,6 +163,19 @@ class SweepState:
     def save(self) -> None:
         """Write all."""
         self.folder.write(STATE, json.dumps({"trials": [asdict(record) for record in self]}, indent=1))
+
+
+def _stored(folder: RunFolder) -> list[TrialRecord]:
+    text = folder.read(STATE)
+    if text is None:
+        return []
+    try:
+        return [TrialRecord.parse(each) for each in json.loads(text)["trials"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingError(
+            f"{folder.path}/{STATE} is damaged ({type(error).__name__}: {error}), so nobody knows which trials have "
+            "ended: put a copy back, or give output.name another name to start anew"
+        ) from error
 
 
 def trial_name(number: int) -> str:
