@@ -95,7 +95,10 @@ class Verdict(_Record):
     report_hash: str | None
     """Of the evaluation report that was judged."""
     production_report_hash: str | None = None
-    """Of the report of the version in production, which the judged one was compared with."""
+    """Of the report of the version in production, which the judged one was compared with.
+
+    None: it had none, or the verdict is older than this field (MLflow's log is read from its start each time).
+    """
     checks: tuple[Check, ...]
     judged: str
     """ISO 8601, UTC."""

@@ -31,7 +31,8 @@ def check_promotion(verdict: Verdict, version: Version, *, production: Version |
         raise RegistryError(f"the gate was changed after {version.name} was judged: promote it again")
     if _hash(version.report) != verdict.report_hash:
         raise RegistryError(f"{version.name} got another report after it was judged: promote it again")
-    if production and _hash(production.report) != verdict.production_report_hash:
+    compared = verdict.production_report_hash
+    if production and compared is not None and _hash(production.report) != compared:
         raise RegistryError(
             f"{production.name} got another report after {version.name} was compared with it: promote it again"
         )

@@ -34,7 +34,7 @@ def random_lengths(num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(1, 100, num_rows), rng.integers(1, 20, num_rows)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 300), sizes, world_sizes, st.integers(0, 3))
 def test_every_row_once_and_all_ranks_in_step(num_rows: int, size: dict[str, int], ranks: int, epoch: int) -> None:
     lengths, counts = random_lengths(num_rows)
@@ -56,7 +56,7 @@ def test_every_row_once_and_all_ranks_in_step(num_rows: int, size: dict[str, int
     assert plan == plan_epoch(lengths, counts, **size, world_size=ranks, seed=7, epoch=epoch)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 300), st.integers(1, 24), st.lists(st.tuples(st.integers(1, 6), world_sizes), min_size=2))
 def test_the_rows_of_a_step_depend_on_its_size_alone(num_rows: int, size: int, shares: list[tuple[int, int]]) -> None:
     lengths, counts = random_lengths(num_rows)
@@ -70,7 +70,7 @@ def test_the_rows_of_a_step_depend_on_its_size_alone(num_rows: int, size: int, s
 lives = st.lists(st.tuples(world_sizes, st.integers(1, 30), st.integers(0, 10)), min_size=1, max_size=8)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 200), st.integers(1, 16), st.integers(1, 4), lives)
 def test_no_row_is_lost_or_seen_twice_whatever_is_killed(
     num_rows: int, global_batch_size: int, batch_size: int, lives: list[tuple[int, int, int]]
@@ -155,7 +155,7 @@ def plan_at_once(
     return plan
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 1500), sizes, world_sizes, st.integers(0, 3), st.integers(0, 3), st.booleans())
 def test_the_plan_is_the_one_of_earlier_versions(
     num_rows: int, size: dict[str, int], ranks: int, seed: int, epoch: int, narrow: bool
@@ -188,7 +188,7 @@ def test_a_plan_of_a_million_rows_is_two_arrays() -> None:
     assert peak < 12_000_000
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 100), st.integers(1, 5), st.integers(1, 3))
 def test_evaluation_covers_every_row_once(num_rows: int, batch_size: int, world_size: int) -> None:
     lengths = np.random.default_rng(num_rows).integers(1, 50, num_rows)
@@ -213,7 +213,7 @@ examples = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(examples, st.sampled_from([1, 4]))
 def test_storage_and_collation_keep_every_id(made: list[Example], multiple: int) -> None:
     dataset = EncodedDataset.from_examples(made, seq2seq=False)

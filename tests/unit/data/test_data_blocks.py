@@ -25,7 +25,7 @@ LETTERS = "ab, \"'\t\r\n\n\n\x0b\x0c\x1c\x85\u2028éß漢🙂"
 texts = st.text(LETTERS, max_size=120)
 whole_texts = st.lists(texts, min_size=1, max_size=5).map("".join)
 block_sizes = st.integers(1, 90)
-quick = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def in_blocks(path: Path, block_bytes: int, reading: Reading = Reading()) -> list[tuple[Any, ...]]:  # noqa: B008

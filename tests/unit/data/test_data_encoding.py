@@ -113,7 +113,7 @@ def test_the_context_is_cut_first_then_the_input(plain_tokenizer: PreTrainedToke
     assert not whole.prompt(PromptInput(question, context)).truncated
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(min_size=1, max_size=60), st.text(max_size=60), st.integers(20, 60), st.booleans())
 def test_prompts_never_exceed_the_limit(
     new_tokenizer: TokenizerFactory, text: str, context: str, limit: int, seq2seq: bool

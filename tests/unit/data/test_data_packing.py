@@ -34,7 +34,7 @@ def cut(values_BT: torch.Tensor, positions_BT: torch.Tensor) -> list[list[int]]:
     return rows
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lengths, st.integers(0, 100))
 def test_bins_hold_every_row_once_and_no_more_than_fits(sizes: list[int], room: int) -> None:
     capacity = max(*sizes, room, 1)
@@ -46,7 +46,7 @@ def test_bins_hold_every_row_once_and_no_more_than_fits(sizes: list[int], room: 
     assert 9 * len(bins) <= 11 * -(-sum(sizes) // capacity) * 9 + 6 * 9
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(pairs, st.integers(0, 80))
 def test_bins_of_two_sides_overflow_on_neither(sizes: list[tuple[int, int]], room: int) -> None:
     capacities = [max(*side, room, 1) for side in zip(*sizes, strict=True)]
@@ -57,7 +57,7 @@ def test_bins_of_two_sides_overflow_on_neither(sizes: list[tuple[int, int]], roo
     assert bins == fill_bins(sizes, capacities)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(pairs, lengths), st.integers(0, 80))
 def test_the_bins_taken_are_level_and_never_worse(sizes: list, room: int) -> None:
     sizes = [size if isinstance(size, tuple) else (size,) for size in sizes]
@@ -94,7 +94,7 @@ def test_a_bin_is_never_shorter_than_the_longest_row(packing: Packing, expected:
     assert packing.bins([(5,), (3,), (1,)]) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(pairs, st.booleans(), st.one_of(st.none(), st.integers(1, 100)), st.booleans())
 def test_packed_tensors_hold_the_rows(
     sizes: list[tuple[int, int]], seq2seq: bool, room: int | None, flat: bool

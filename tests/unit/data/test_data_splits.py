@@ -41,7 +41,7 @@ def test_eighty_ten_ten_and_seeded(tmp_path: Path) -> None:
     assert splits.warnings == ()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 30), min_size=40, max_size=200), st.integers(0, 5))
 def test_equal_inputs_stay_together(numbers: list[int], seed: int) -> None:
     rows = [{"question": f" QUESTION  {n} "[place % 2 :], "answer": str(place)} for place, n in enumerate(numbers)]

@@ -18,7 +18,7 @@ from rayloom.data.row_keys import RowKeys, parts
 from rayloom.data.sides import SPLITS, limit_rows, shared_inputs, split_off
 from rayloom.errors import DataError
 
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import torch
 
 from rayloom.engine.kernels import available
 from rayloom.engine.linear import (
+    FloatLinear,
     PackedBfloatLinear,
     PackedInt8Linear,
     TorchBfloatLinear,
@@ -123,7 +124,7 @@ def test_rows_have_the_same_bits_alone(precision):
         assert torch.equal(linear(x_TI[t : t + 1])[0], together[t])
 
 
-@pytest.mark.parametrize("kind", [*INT8, *BF16])
+@pytest.mark.parametrize("kind", [*INT8, *BF16, FloatLinear])
 def test_rows_that_are_not_finite_stay_so_and_harm_no_other(kind):
     x_TI, weight_OI, bias_O = draw(20, (70, 40))
     linear = kind(weight_OI, bias_O)

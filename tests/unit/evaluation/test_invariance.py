@@ -20,7 +20,6 @@ from rayloom.generation import TextGenerator
 FAMILIES = ["t5_artifact", "gpt2_artifact", "lm_artifact"]
 SLOWLY = settings(
     max_examples=12,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 WORDS = st.sampled_from(["the", "runners", "running", "ran", "North.", "cat's", "über", "2,000", "quickly", "a"])
@@ -100,7 +99,7 @@ def test_answers_and_scores_are_the_same_whatever_the_batch(measured: dict[str, 
         assert other.metrics == pytest.approx(found[0].metrics, rel=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4), st.booleans())
 def test_rouge_of_every_row_is_rouge_scores(pairs: list[tuple[str, str]], use_stemmer: bool) -> None:
     answers, references = map(list, zip(*pairs, strict=True))

@@ -107,7 +107,7 @@ def test_changes_are_keys_that_the_config_takes(
     assert advised(again, gib).changes(again) == {}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     workers=st.integers(1, 8),
     batch_size=st.integers(1, 48),

@@ -93,7 +93,7 @@ def test_offload_moves_bytes_to_the_host() -> None:
     assert moved.stages[0] == plain.stages[0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     workers=st.integers(1, 16),
     rows=st.integers(1, 64),

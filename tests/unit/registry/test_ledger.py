@@ -89,7 +89,7 @@ class Both:
         return number
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(CHANGES, max_size=14))
 def test_a_ledger_comes_to_the_state_of_the_embedded_registry(changes: list[tuple[str, int, bool | None]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -158,7 +158,7 @@ def test_offsets_of_special_tokens_and_pieces_of_characters() -> None:
 
 
 @given(st.text(max_size=30), st.lists(st.integers(1, 6), max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_offsets_are_where_decoding_arrives(text: str, sizes: list[int]) -> None:
     """However a text's bytes are cut, each piece begins behind the whole characters before it."""
     raw, pieces = text.encode("utf-8", errors="ignore"), []

@@ -25,7 +25,7 @@ def both(logits: torch.Tensor, targets: torch.Tensor, smoothing: float, scale: f
     return results
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tokens=st.integers(0, 40),
     vocabulary=st.integers(2, 90),

@@ -30,7 +30,7 @@ seeds = st.integers(0, 10**6)
 
 
 @pytest.mark.parametrize(("kind", "attention"), CASES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(rows, packings, seeds, st.sampled_from([2, 4]))
 def test_packing_changes_neither_loss_nor_gradients(kind, attention, sizes, packing, seed, heads):
     module = TokenLoss(random_model(kind, attention, seed=seed, heads=heads), seq2seq=is_pair(kind)).train()
@@ -43,7 +43,7 @@ def test_packing_changes_neither_loss_nor_gradients(kind, attention, sizes, pack
 
 
 @pytest.mark.parametrize(("kind", "attention"), CASES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.data())
 def test_the_split_into_micro_batches_and_ranks_does_not_matter(kind, attention, data):
     """Ranks average their gradients, so with `scale` of the loop their sum over all parts is the step's gradient."""
@@ -102,7 +102,7 @@ def test_in_bfloat16(kind, attention, form):
     assert float(torch.nn.functional.cosine_similarity(*flat, dim=0)) > 0.99
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows)
 def test_flash_attention_finds_the_rows(sizes):
     """Its kernels do not run here: transformers' own reading of the positions is what it would be given."""

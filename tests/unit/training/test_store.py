@@ -252,7 +252,7 @@ def test_without_scores_the_latest_is_the_best(place):
     assert store_at(place)[0].best().step == 20
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     scores=st.lists(st.none() | st.sampled_from([0.1, 0.2, 0.3, float("nan")]), min_size=1, max_size=7),
     keep=st.integers(1, 4),

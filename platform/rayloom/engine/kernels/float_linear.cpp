@@ -17,13 +17,6 @@ constexpr int64_t WORTH = 1 << 19;
 
 typedef float f4 __attribute__((vector_size(16)));
 
-struct Problem {
-    float* out;
-    const float *x, *weights, *bias;
-    int64_t stride;  // of the weights
-    int num_rows, depth, width;
-};
-
 // Where the sum of row r and feature c goes before `fold`, so that it comes out at lane 4 r + c: its bits backwards.
 constexpr int place_of(int r, int c) { return r >> 1 | (r & 1) << 1 | (c >> 1) << 2 | (c & 1) << 3; }
 
@@ -129,8 +122,8 @@ void band(const Problem& p, int first, int last) {
 // out = x W^T + bias (may be null).
 extern "C" void linear_fp32(float* out, const float* x, const float* weights, int64_t stride, const float* bias,
                             int num_rows, int depth, int width) {
-    if (linear_fp32_tiles(out, x, weights, stride, bias, num_rows, depth, width)) return;
     const Problem p = {out, x, weights, bias, stride, num_rows, depth, width};
+    if (multiply_by_tiles(p)) return;
 #pragma omp parallel for schedule(static) num_threads(threads_for(int64_t(num_rows) * depth * width, WORTH))
     for (int first = 0; first < width; first += BAND) band(p, first, std::min(first + BAND, width));
 }

@@ -148,8 +148,8 @@ INLINE void multiply() {
     _tile_dpbf16ps(3, 5, 7);
 }
 
-// Sums of a pair's 32 features in 16 or 32 rows over all blocks. `ahead(from, to)` splits rows of a later block between
-// the products, which leaves neither the tiles nor the vectors waiting.
+// Sums of a pair's 32 features in 16 or 32 rows over all blocks. MEANWHILE splits rows of a later block between the
+// products, which leaves neither the tiles nor the vectors waiting.
 template <bool TWO, bool SPLITTING>
 INLINE void sum_up(const Weights& weights, const Strip& strip, const char* x, int64_t apart, int depth, char* sums) {
     const int steps = (depth + BLOCK - 1) / BLOCK;
@@ -194,13 +194,6 @@ INLINE void sum_up(const Weights& weights, const Strip& strip, const char* x, in
 
 // ---- all rows, all features --------------------------------------------------------------------------------------
 
-struct Problem {
-    float* out;
-    const float *x, *weights, *bias;
-    int64_t stride;  // of the weights
-    int num_rows, depth, width;
-};
-
 // A part of the rows and of the depth, packed.
 struct Chunk {
     char* inputs;
@@ -212,7 +205,7 @@ struct Chunk {
 
 // One tile of sums, to what earlier parts of the depth gave or to the bias.
 void put(const Problem& p, const char* sums, int row, int feature, bool first) {
-    if (row >= p.num_rows || feature >= p.width) return;
+    if (feature >= p.width) return;
     words v[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) memcpy(&v[i], sums + i * 64, 64);
@@ -287,15 +280,14 @@ void multiply_all(const Problem& p) {
 
 }  // namespace
 
-bool linear_fp32_tiles(float* out, const float* x, const float* weights, int64_t stride, const float* bias, int num_rows,
-                       int depth, int width) {
+bool multiply_by_tiles(const Problem& p) {
     if (!HAS_TILES) return false;
-    multiply_all({out, x, weights, bias, stride, num_rows, depth, width});
+    multiply_all(p);
     return true;
 }
 
 #else
 
-bool linear_fp32_tiles(float*, const float*, const float*, int64_t, const float*, int, int, int) { return false; }
+bool multiply_by_tiles(const Problem&) { return false; }
 
 #endif
