@@ -53,12 +53,14 @@ def overhead(console: Console, model: Model, options: Options) -> None:
 
 def show_overhead(console: Console, speeds: dict[str, list[float]], firsts: dict[str, list[float]]) -> None:
     table = Table(
-        "side", *(Column(name, justify="right") for name in ("tokens/s", "of the engine's", "first token ms"))
+        "side",
+        *(Column(name, justify="right") for name in ("tokens/s", "each round", "of the engine's", "first token ms")),
     )
     for name, values in speeds.items():
         share = statistics.median(mine / theirs for mine, theirs in zip(values, speeds["engine"], strict=True))
         first = f"{1000 * statistics.median(firsts[name]):.1f}" if name in firsts else ""
-        table.add_row(_TITLES[name], f"{statistics.median(values):.1f}", f"{share:.1%}", first)
+        rounds = " ".join(f"{value:.0f}" for value in values)
+        table.add_row(_TITLES[name], f"{statistics.median(values):.1f}", rounds, f"{share:.1%}", first)
     console.print(table)
     for name in ("whole", "stream"):
         lost = 1 - statistics.median(mine / theirs for mine, theirs in zip(speeds[name], speeds["engine"], strict=True))

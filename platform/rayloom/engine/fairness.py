@@ -118,12 +118,17 @@ class WaitingQueue:
             # The busy period ends: everybody starts equal in the next.
             del self._lanes[group.request.priority]
 
+    @property
+    def lanes(self) -> list[Lane]:
+        """Those of every priority, the most urgent first."""
+        return [self._lanes[priority] for priority in sorted(self._lanes)]
+
     def first(self, may_run: Callable[[Group], bool]) -> Group | None:
         """The group to be admitted next, of those that may run."""
         if self._num_waiting == 0:
             return None
-        for priority in sorted(self._lanes):
-            group = self._lanes[priority].first(may_run)
+        for lane in self.lanes:
+            group = lane.first(may_run)
             if group is not None:
                 return group
         return None

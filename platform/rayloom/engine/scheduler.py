@@ -5,8 +5,9 @@ a step's tokens, in pieces (Sarathi-Serve: Agrawal et al. 2024, arXiv:2403.02310
 writes (PagedAttention: Kwon et al. 2023, arXiv:2309.06180). No tensors and no clock: plans follow from what was asked.
 
 Why everybody gets on: running groups have a fixed order (priority, then arrival). Whoever needs a block may take it
-from the last in order, so the first is never stopped; generated tokens survive preemption; and a group that would not
-fit into an empty pool is refused at the door.
+from the last in order, so the first is never stopped; who came last of an owner's makes room for one who waits for its
+share (see `sharing`), which leaves every owner the first; generated tokens survive preemption; and a group that would
+not fit into an empty pool is refused at the door.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rayloom.engine.fairness import WaitingQueue
 from rayloom.engine.plan import Limits, Plan, Reading, Span
 from rayloom.engine.request import Group, Sequence, Status
 from rayloom.engine.seating import Seating, Ticket
+from rayloom.engine.sharing import find_claim
 from rayloom.errors import RequestError
 
 __all__ = ["Limits", "Plan", "Scheduler", "Span"]
@@ -164,6 +166,9 @@ class Scheduler:
     def schedule(self) -> Plan:
         """Decide the next step. Every sequence of a running group has at least one token to compute."""
         step = _Step()
+        self._turns.begin()
+        self._share(step)
+        num_displaced = len(step.preempted)
         num_decoded = self._decode(step)
         budget = self.limits.max_step_tokens - num_decoded
         if num_decoded:
@@ -171,7 +176,7 @@ class Scheduler:
         for ticket in step.prompts:
             if budget > 0 and ticket.group.status is Status.RUNNING:
                 budget -= self._prefill(ticket, step, budget)
-        if not step.preempted:
+        if len(step.preempted) == num_displaced:
             self._admit(step, budget)
         return step.plan()
 
@@ -238,11 +243,7 @@ class Scheduler:
         """Preempt from the end of the order until so many blocks are free. False if that hits the group itself."""
         while num_blocks > self._seating.pool.num_free:
             victim = self._running.pop()
-            self._vacate(victim)
-            victim.group.status = Status.WAITING
-            self._waiting.push(victim.account, victim.group)
-            step.preempted.append(victim.group)
-            self.num_preempted += 1
+            self._displace(victim, step)
             if victim is ticket:
                 return False
         return True
@@ -289,7 +290,6 @@ class Scheduler:
         One that does not fit holds up those behind it, until its turn comes. One whose adapter has no place does not:
         see `adapter_turns`.
         """
-        self._turns.begin()
         while budget > 0 and self._seating.num_free_slots:
             group = self._waiting.first(self._turns.may_run)
             if group is None:
@@ -300,11 +300,38 @@ class Scheduler:
             if not self._seating.seat(ticket):
                 self._turns.let_go(group)
                 return
-            self._waiting.remove(ticket.account, group)
-            group.status = Status.RUNNING
-            insort(self._running, ticket, key=_order)
-            step.admitted.append(group)
+            self._start(ticket, step)
             budget -= self._prefill(ticket, step, budget)
+
+    def _share(self, step: _Step) -> None:
+        """Seat those who wait while others have more slots than their share, in place of those others' last."""
+        while len(self._waiting) and (
+            claim := find_claim(self._waiting.lanes, self._tickets, self._running, self.num_free_slots)
+        ):
+            ticket, going = claim
+            # Without its size in free blocks somebody might make room for nothing.
+            if self._seating.most_blocks(ticket) > self.num_free_blocks or not self._turns.hold(ticket.group):
+                return
+            for other in going:
+                self._running.remove(other)
+                self._displace(other, step)
+            seated = self._seating.seat(ticket)
+            assert seated
+            self._start(ticket, step)
+
+    def _start(self, ticket: Ticket, step: _Step) -> None:
+        self._waiting.remove(ticket.account, ticket.group)
+        ticket.group.status = Status.RUNNING
+        insort(self._running, ticket, key=_order)
+        step.admitted.append(ticket.group)
+
+    def _displace(self, victim: Ticket, step: _Step) -> None:
+        """A group that ran waits again."""
+        self._vacate(victim)
+        victim.group.status = Status.WAITING
+        self._waiting.push(victim.account, victim.group)
+        step.preempted.append(victim.group)
+        self.num_preempted += 1
 
     def _vacate(self, ticket: Ticket) -> None:
         self._seating.vacate(ticket)

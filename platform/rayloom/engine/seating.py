@@ -85,6 +85,12 @@ class Seating:
         self.num_matched_tokens += len(group.request.encoder_ids) * group.encoded
         return True
 
+    def most_blocks(self, ticket: Ticket) -> int:
+        """Free blocks with which a waiting group is seated for sure, given slots."""
+        group = ticket.group
+        own = sum(blocks_for(len(sequence.tokens)) for sequence in group.sequences)
+        return own + blocks_for(len(group.request.encoder_ids)) + self._max_slots
+
     def vacate(self, ticket: Ticket) -> None:
         """Take a seated group's slots and blocks. Its sequences keep their tokens."""
         self._slots += ticket.spare

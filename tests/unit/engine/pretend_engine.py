@@ -156,11 +156,16 @@ class PretendEngine:
 
     def _check_order(self, plan: Plan, before: list[Group], spans: dict[int, list[Span]]) -> None:
         left = [group for group in before if group not in plan.preempted]
-        assert before == left + sorted(plan.preempted, key=_order), "the last in order are preempted"
-        assert not before or left, "the first is never stopped"
-        assert not (plan.preempted and plan.admitted)
+        if plan.preempted and plan.admitted:
+            _check_shares(plan, before)
+            left = sorted([*left, *plan.admitted], key=_order)
+        else:
+            assert before == left + sorted(plan.preempted, key=_order), "the last in order are preempted"
+        assert not before or before[0] in left, "the first is never stopped"
         assert not left or left[0].group_id in spans or (plan.reading and plan.reading.group is left[0])
         for group in plan.preempted:
+            if group in plan.admitted:
+                continue  # of several that made room, the smallest may find some again
             assert group.group_id not in spans
             assert group.status is Status.WAITING
 
@@ -296,6 +301,21 @@ def _seed(group: Group) -> int:
 
 def _order(group: Group) -> tuple[int, int]:
     return group.request.priority, group.group_id
+
+
+def _check_shares(plan: Plan, before: list[Group]) -> None:
+    """Some made room for others who had less: their owners keep what came first."""
+    going = {_lane(group) for group in plan.preempted}
+    assert {_lane(group) for group in plan.admitted} - going, "somebody else gets what they had"
+    for owner in going:
+        theirs = [group for group in before if _lane(group) == owner]
+        gone = [group for group in theirs if group in plan.preempted]
+        assert len(gone) < len(theirs)
+        assert theirs[-len(gone) :] == gone, "who came last goes first"
+
+
+def _lane(group: Group) -> tuple[int, str]:
+    return group.request.priority, group.request.owner
 
 
 def _decodes(group: Group, plan: Plan) -> bool:

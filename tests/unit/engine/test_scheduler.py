@@ -327,6 +327,63 @@ def test_one_owners_flood_does_not_hold_up_another() -> None:
     assert sum(30 < (watch.finished_at or 0) <= last for watch in flood) <= 6 + 2 * 4
 
 
+def test_beside_a_flood_nobody_within_their_share_waits() -> None:
+    """Answers of equal length end together: who asks again just then finds all slots taken by the flood."""
+    engine = PretendEngine(Limits(num_blocks=400, max_sequences=8), stop_rate=0.0)
+    for _ in range(300):
+        engine.add(make_request([1] * 20, new=20, owner="flood"))
+    asked = [engine.add(make_request([2] * 20, new=20, owner="calm")) for _ in range(4)]
+    current = list(asked)
+    for _ in range(200):
+        engine.step()
+        for place, watch in enumerate(current):
+            if watch.finished_at is not None and engine.num_steps > watch.finished_at + 2:
+                current[place] = engine.add(make_request([2] * 20, new=20, owner="calm"))
+                asked.append(current[place])
+    started = [watch for watch in asked if watch.added_at < engine.num_steps]
+    assert len(started) > 20
+    assert {(watch.admitted_at or 0) - watch.added_at for watch in started} == {0}
+    flood = [watch.group for watch in engine.live.values() if watch.group.request.owner == "flood"]
+    assert sum(group.status is Status.RUNNING for group in flood) in range(4, 9)
+    finished = 300 - len(flood)
+    assert finished > 20, "the flood gets on with what it keeps"
+
+
+@pytest.mark.parametrize(
+    ("width", "owners", "expected"), [(1, 2, [4, 4]), (1, 3, [4, 2, 2]), (2, 2, [2, 2]), (3, 2, [1, 1])]
+)
+def test_a_share_is_an_even_part_of_the_slots(width: int, owners: int, expected: list[int]) -> None:
+    """Eight slots; what somebody has beyond the share goes only where the share of another is not reached."""
+    engine = PretendEngine(Limits(num_blocks=400, max_sequences=8), stop_rate=0.0)
+    names = [f"owner {number}" for number in range(owners)]
+    for name in names:
+        for _ in range(9):
+            engine.add(make_request([1] * 5, new=30, beams=width, owner=name))
+        engine.step()
+    running = [w.group.request.owner for w in engine.live.values() if w.group.status is Status.RUNNING]
+    assert [running.count(name) for name in names] == expected
+
+
+def test_owners_beyond_the_number_of_slots_have_one_each_at_most() -> None:
+    engine = PretendEngine(Limits(num_blocks=400, max_sequences=4), stop_rate=0.0)
+    for name in "abcdefg":
+        for _ in range(4):
+            engine.add(make_request([1] * 5, new=30, owner=name))
+        engine.step()
+    running = [w.group.request.owner for w in engine.live.values() if w.group.status is Status.RUNNING]
+    assert sorted(running) == ["a", "b", "c", "d"]
+
+
+def test_nobody_makes_room_where_blocks_would_not_do() -> None:
+    engine = PretendEngine(Limits(num_blocks=12, max_sequences=4), stop_rate=0.0)
+    for _ in range(4):
+        engine.add(make_request([1], new=8, owner="first"))
+    engine.step()
+    engine.add(make_request([2] * (8 * BLOCK), new=8, owner="large"))
+    assert not engine.step().preempted
+    engine.run()
+
+
 def test_owners_get_equal_tokens_whatever_the_size_of_their_requests() -> None:
     engine = PretendEngine(Limits(num_blocks=400, max_sequences=4), stop_rate=0.0)
     for _ in range(200):
