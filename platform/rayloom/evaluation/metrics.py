@@ -6,9 +6,12 @@ import re
 import string
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import sacrebleu
-from rouge_score import rouge_scorer, tokenizers
+
+if TYPE_CHECKING:
+    from rouge_score import tokenizers
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 
@@ -194,6 +197,8 @@ def rouge_rows(
         remove_stopwords: Leave common English words out.
         summary: ``rougeLsum`` as well, which takes each line as a sentence.
     """
+    from rouge_score import rouge_scorer  # with nltk, which takes most of a second: every training worker imports us
+
     types = [*ROUGE_TYPES, *(["rougeLsum"] if summary else [])]
     scorer = rouge_scorer.RougeScorer(
         types,
@@ -214,14 +219,15 @@ def normalise_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
-class _RougeTokenizer(tokenizers.Tokenizer):  # type: ignore[misc]
-    """rouge-score's own tokens, stop words left out if asked for (before stemming)."""
+class _RougeTokenizer:
+    """A tokenizer of rouge-score: its own tokens, stop words left out if asked for (before stemming)."""
 
     def __init__(self, *, use_stemmer: bool, remove_stopwords: bool) -> None:
         self._plain, self._stemming = _tokenizer(use_stemmer=False), _tokenizer(use_stemmer=use_stemmer)
         self._remove_stopwords = remove_stopwords
 
     def tokenize(self, text: str) -> list[str]:
+        """Words as ROUGE counts them."""
         if self._remove_stopwords:
             text = " ".join(word for word in self._plain.tokenize(text) if word not in _STOPWORDS)
         tokens: list[str] = self._stemming.tokenize(text)
@@ -230,4 +236,6 @@ class _RougeTokenizer(tokenizers.Tokenizer):  # type: ignore[misc]
 
 @lru_cache
 def _tokenizer(*, use_stemmer: bool) -> tokenizers.DefaultTokenizer:
+    from rouge_score import tokenizers
+
     return tokenizers.DefaultTokenizer(use_stemmer)

@@ -17,7 +17,6 @@ from rayloom.data import Row
 from rayloom.errors import ConfigError, DivergedError, RayloomError, TrainingError
 from rayloom.launch.corpus import corpus_workers
 from rayloom.launch.entry import train_worker
-from rayloom.launch.export import ExportSpec, export_best
 from rayloom.launch.preparation import Prepared, prepare
 from rayloom.launch.progress import Note, Sink, both, watched
 from rayloom.launch.runs import Run, check_place
@@ -237,6 +236,8 @@ def _metrics(best: Commit, end: dict[str, Any]) -> dict[str, float]:
 
 
 def _export(prepared: Prepared, run: Run, cluster: Cluster, files: Any, best: Commit, metrics: dict[str, float]) -> str:
+    from rayloom.launch.export import ExportSpec, export_best  # the engine takes seconds to import: not before training
+
     spec = ExportSpec(
         config=prepared.config,
         source=prepared.source,
