@@ -126,9 +126,14 @@ def make_adapters(model: Model, count: int) -> list[str]:
 def constraint_table(
     console: Console, model: Model, requests: Workload, options: dict[str, Any], *, threads: int, rounds: int
 ) -> None:
-    """Answers under a constraint, against free ones of exactly the lengths that the constrained ones had."""
+    """Answers under a constraint, against free ones of exactly the lengths that the constrained ones had.
+
+    The processor's time for them is told as well: what other people do on the machine moves it less.
+    """
     roomy = [replace(request, new_tokens=max(_LEAST_TOKENS, request.new_tokens)) for request in requests]
-    table = _table(f"{model.name}, {threads} thread(s): constraints", "tokens/s", "free tokens/s", "cost")
+    table = _table(
+        f"{model.name}, {threads} thread(s): constraints", "tokens/s", "free tokens/s", "cost", "of CPU time"
+    )
     verdicts = []
     for (kind, constraint), precision in ((item, name) for item in CONSTRAINTS.items() for name in ("fp32", "int8")):
         contender = ours(precision, options)
@@ -138,7 +143,9 @@ def constraint_table(
         turns = alternate(model, contender, {kind: bound, "free": free}, threads=threads, rounds=rounds)
         cost = 1 - _ratio(turns[kind], turns["free"])
         speeds = (f"{_speed(turns[name]):.1f}" for name in (kind, "free"))
-        table.add_row(f"{contender.name}, {kind}", *speeds, f"{cost:.1%}")
+        table.add_row(
+            f"{contender.name}, {kind}", *speeds, f"{cost:.1%}", f"{_cpu_cost(turns[kind], turns['free']):.1%}"
+        )
         verdicts.append((f"{kind}, {contender.name}", cost))
     console.print(table)
     for name, cost in verdicts:
@@ -244,6 +251,12 @@ def _table(title: str, *columns: str) -> Table:
 
 def _speed(turns: Sequence[Turn]) -> float:
     return statistics.median(turn.speed for turn in turns)
+
+
+def _cpu_cost(turns: Sequence[Turn], base: Sequence[Turn]) -> float:
+    """Share of the processor's time that equally many tokens of the base do without; median over rounds."""
+    pairs = zip(turns, base, strict=True)
+    return statistics.median(1 - theirs.stats["cpu_s"] / mine.stats["cpu_s"] for mine, theirs in pairs)
 
 
 def _ratio(turns: Sequence[Turn], base: Sequence[Turn]) -> float:
