@@ -36,6 +36,7 @@ from rayloom.serving.page.mounting import mount_page
 from rayloom.serving.protocols import Backend
 from rayloom.serving.replicas import ModelFactory, ModelReplica, open_text_generator
 from rayloom.serving.retrying import Repeating
+from rayloom.serving.rollouts import wait_answered
 from rayloom.serving.routes import create_app
 from rayloom.serving.splitting import SplitBackend
 
@@ -118,7 +119,7 @@ class StageFollower:
             redeploy(application(config, open_model=open_model, rollout=rollout), context.app_name, is_wanted)
             for name, handle in followed.items():
                 if served[name].autoscaling.min_replicas == 0:  # nothing may have been opened yet
-                    handle.describe.remote().result()
+                    wait_answered(handle.describe.remote(), is_wanted=is_wanted)
 
         self._follower = Follower(initial, followed, look, deploy)
         self._loop = FollowLoop(self._follower, config.follow_stages_s or math.inf)

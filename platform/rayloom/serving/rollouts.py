@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ray import serve
 
@@ -23,6 +23,19 @@ _OF_LOSS = re.compile(r"failed its health check\.$|\b(Actor\w+|WorkerCrashed\w*|
 _POLL_S = 0.2
 _ASK_S = 5.0
 """Between two questions whether a change is wanted: whoever answers may have to ask a registry far away."""
+
+
+class Asked(Protocol):
+    """A call that was made, as `ray.serve.handle.DeploymentResponse`."""
+
+    def result(self, *, timeout_s: float | None = None) -> Any:
+        """Its outcome; a `TimeoutError` once the time is over, and it can be asked for again."""
+        ...
+
+    def cancel(self) -> None:
+        """Nobody waits any longer."""
+        ...
+
 
 State = Literal["goes on", "done", "failed"]
 
@@ -65,6 +78,29 @@ def wait_out(
             if not is_wanted():
                 raise OvertakenError(f"{name}: the change is not wanted any more")
         time.sleep(poll_s)
+
+
+def wait_answered(asked: Asked, *, is_wanted: Callable[[], bool], ask_s: float = _ASK_S) -> None:
+    """Wait for a call of a deployment that may have had no replica: only now its version is opened.
+
+    Args:
+        asked: The call, a handle's response.
+        is_wanted: Whether the change still should be made.
+        ask_s: Seconds between two questions whether it is wanted.
+
+    Raises:
+        OvertakenError: It is not wanted; the call is cancelled.
+        RuntimeError: The version could not be opened, as Serve tells it.
+    """
+    while True:
+        try:
+            asked.result(timeout_s=ask_s)
+        except TimeoutError:
+            if is_wanted():
+                continue
+            asked.cancel()
+            raise OvertakenError("the change is not wanted any more") from None
+        return
 
 
 def state_of(status: Any) -> State:

@@ -8,7 +8,7 @@ import pytest
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
 from rayloom.serving.following import OvertakenError, ReplicasLostError
-from rayloom.serving.rollouts import wait_out
+from rayloom.serving.rollouts import wait_answered, wait_out
 
 LOST = (
     "A replica's health check failed. This deployment will be UNHEALTHY until the replica recovers or a new deploy "
@@ -96,3 +96,40 @@ def test_a_change_that_has_no_end_is_left_once_nobody_wants_it() -> None:
             "app", is_wanted=lambda: answers.pop(0), poll_s=0.0, ask_s=0.0, look=lambda name: overview("DEPLOYING")
         )
     assert answers == []
+
+
+class Opening:
+    """A call that is answered after so many looks, or never."""
+
+    def __init__(self, looks: int | None = None, error: Exception | None = None) -> None:
+        self.looks, self.error, self.num_looks, self.is_cancelled = looks, error, 0, False
+
+    def result(self, *, timeout_s: float | None = None) -> str:
+        assert timeout_s == 0.5
+        self.num_looks += 1
+        if self.looks is None or self.num_looks < self.looks:
+            raise TimeoutError
+        if self.error is not None:
+            raise self.error
+        return "described"
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+def test_a_version_that_was_not_open_is_waited_for() -> None:
+    call = Opening(looks=4)
+    wait_answered(call, is_wanted=lambda: True, ask_s=0.5)
+    assert (call.num_looks, call.is_cancelled) == (4, False)
+
+
+def test_a_version_that_never_opens_is_waited_for_as_long_as_it_is_wanted() -> None:
+    call, wishes = Opening(), iter([True, True, False])
+    with pytest.raises(OvertakenError):
+        wait_answered(call, is_wanted=lambda: next(wishes), ask_s=0.5)
+    assert (call.num_looks, call.is_cancelled) == (3, True)
+
+
+def test_why_a_version_cannot_be_opened_is_told() -> None:
+    with pytest.raises(RuntimeError, match="no golden prompt"):
+        wait_answered(Opening(1, RuntimeError("no golden prompt")), is_wanted=lambda: True, ask_s=0.5)
