@@ -28,7 +28,7 @@ from typing import Any
 import engine_sides as sides
 import torch
 from contenders import Contender
-from engine_costs import adapter_table, constraint_table, overhead_table
+from engine_costs import adapter_table, constraint_sides, constraint_table, overhead_table
 from engine_tables import beam_table, latency_table, per_threads, show_targets, speed_table
 from measure import print_machine
 from rich.console import Console
@@ -110,13 +110,12 @@ def adapters(console: Console, options: Options) -> None:
 def constraints(console: Console, options: Options) -> None:
     model = smollm2()
     requests = mix(model, options.requests)
+    sides = constraint_sides(engine_options(options), options.only)
     # Masks are made beside the model: with one core there is no beside, with two there is.
     per_threads(
         options,
         (1, 2),
-        lambda threads: constraint_table(
-            console, model, requests, engine_options(options), threads=threads, rounds=options.rounds
-        ),
+        lambda threads: constraint_table(console, model, requests, sides, threads=threads, rounds=options.rounds),
     )
 
 

@@ -5,6 +5,7 @@ Adapters, constraints, what is not the model, and the distance to the machine's 
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -123,8 +124,25 @@ def make_adapters(model: Model, count: int) -> list[str]:
     return folders
 
 
+def constraint_sides(options: dict[str, Any], only: Sequence[str]) -> list[tuple[str, Contender]]:
+    """Kinds of constraints and who answers under them.
+
+    Args:
+        options: What the engine is opened with.
+        only: Words; sides whose name holds none of them are left out. Empty for all.
+    """
+    sides = [(kind, ours(precision, options)) for kind, precision in itertools.product(CONSTRAINTS, ("fp32", "int8"))]
+    return [(kind, side) for kind, side in sides if not only or any(word in f"{side.name}, {kind}" for word in only)]
+
+
 def constraint_table(
-    console: Console, model: Model, requests: Workload, options: dict[str, Any], *, threads: int, rounds: int
+    console: Console,
+    model: Model,
+    requests: Workload,
+    sides: Sequence[tuple[str, Contender]],
+    *,
+    threads: int,
+    rounds: int,
 ) -> None:
     """Answers under a constraint, against free ones of exactly the lengths that the constrained ones had.
 
@@ -135,9 +153,8 @@ def constraint_table(
         f"{model.name}, {threads} thread(s): constraints", "tokens/s", "free tokens/s", "cost", "of CPU time"
     )
     verdicts = []
-    for (kind, constraint), precision in ((item, name) for item in CONSTRAINTS.items() for name in ("fp32", "int8")):
-        contender = ours(precision, options)
-        bound = [replace(request, constraint=constraint) for request in roomy]
+    for kind, contender in sides:
+        bound = [replace(request, constraint=CONSTRAINTS[kind]) for request in roomy]
         (first,) = alternate(model, contender, {kind: bound}, threads=threads, rounds=1)[kind]
         free = [replace(request, new_tokens=len(first.tokens[place])) for place, request in enumerate(roomy)]
         turns = alternate(model, contender, {kind: bound, "free": free}, threads=threads, rounds=rounds)
