@@ -71,10 +71,9 @@ def open_artifact(path: str | Path) -> Artifact:
     """
     local = storage.local_path(path)
     if local is None:
-        local, manifest = _download(str(path))
-    else:
-        local = local.expanduser().absolute()
-        manifest = _parse(_read_local_manifest(local), str(local))
+        return _download(str(path))
+    local = local.expanduser().absolute()
+    manifest = _parse(_read_local_manifest(local), str(local))
     _verify(local, manifest)
     return Artifact(local, manifest)
 
@@ -154,7 +153,15 @@ def _verify(folder: Path, manifest: Manifest) -> None:
 _MEND = "The artifact is damaged: copy or publish it again"
 
 
-def _download(uri: str) -> tuple[Path, Manifest]:
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    try:
+        _verify(folder, manifest)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _download(uri: str) -> Artifact:
     filesystem, root = storage.remote(uri)
     try:
         content = filesystem.cat_file(f"{root}/{MANIFEST_FILE}")
@@ -176,4 +183,7 @@ def _download(uri: str) -> tuple[Path, Manifest]:
         storage.write_durably(folder / MANIFEST_FILE, content)
 
     digest = hashlib.sha256(content).hexdigest()[:24]
-    return storage.publish_folder(storage.cache_root() / "artifacts" / digest, fetch), manifest
+    local = storage.publish_folder(storage.cache_root() / "artifacts" / digest, fetch)
+    if not _is_whole(local, manifest):  # the copy here, that is: what was published may well be
+        storage.renew_folder(local, fetch, lambda: _is_whole(local, manifest))
+    return Artifact(local, manifest)

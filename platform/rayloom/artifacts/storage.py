@@ -128,6 +128,22 @@ def publish_folder(destination: Path, build: Callable[[Path], None]) -> Path:
     return destination
 
 
+def renew_folder(destination: Path, build: Callable[[Path], None], is_whole: Callable[[], bool]) -> None:
+    """Build a kept folder where it is absent or damaged, once, however many processes find that out.
+
+    Args:
+        destination: As of `publish_folder`.
+        build: As of `publish_folder`; where it fails, the damaged folder stays.
+        is_whole: Looks at the destination.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(destination.parent / f".{destination.name}.lock"):
+        if not is_whole():
+            with sibling_folder(destination) as folder:
+                build(folder)
+                replace_folder(folder, destination)
+
+
 def entry_of(content: bytes) -> FileEntry:
     """Size and SHA-256 of a file's content."""
     return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())

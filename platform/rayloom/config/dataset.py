@@ -18,7 +18,8 @@ class DatasetConfig(Section):
     subset: str | None = None
     """Configuration name of the hub dataset (``wikitext-2-raw-v1``)."""
     train_file: str | None = None
-    """JSON list, JSON Lines, CSV, Parquet or plain text. Relative paths start at the config file's folder."""
+    """JSON list, JSON Lines, CSV, Parquet or plain text. Relative paths start at the config file's folder,
+    ``~/`` at the home folder."""
     validation_file: str | None = None
     """As train_file. Where absent, validation rows are split off the train rows."""
     test_file: str | None = None
@@ -79,6 +80,8 @@ class DatasetConfig(Section):
             raise ValueError("give either name (a dataset) or train_file (a file)")
         if self.name and (self.validation_file or self.test_file):
             raise ValueError("validation_file and test_file go with train_file, not with name")
+        if self.subset and not self.name:
+            raise ValueError("subset goes with name, the dataset that it is of; a train_file has none")
         if self.name and self.streaming:
             raise ValueError("streaming reads files: give train_file instead of name")
         if self.prompt_template is not None and "{input}" not in self.prompt_template:

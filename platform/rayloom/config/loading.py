@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -200,9 +201,9 @@ def _apply_override(values: dict[str, Any], override: str) -> Location:
 
 
 def anchored(key: str, value: Any, folder: Path) -> Any:
-    """The value of a dotted key; the path of a data file starts at a folder where it is relative."""
+    """The value of a dotted key; where the path of a data file is relative, it starts at a folder (``~/``: at home)."""
     is_path = tuple(key.split(".")) in _PATH_KEYS and isinstance(value, str) and "://" not in value
-    return str(folder / value) if is_path else value
+    return str(folder / os.path.expanduser(value)) if is_path else value
 
 
 def _anchor_path(values: dict[str, Any], keys: tuple[str, str], folder: Path) -> None:

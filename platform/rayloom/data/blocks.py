@@ -129,7 +129,7 @@ def is_json_list(path: str) -> bool:
         first = next((line for line in lines if line.strip()), b"")
     try:
         element = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     return not isinstance(element, dict) or isinstance(element.get("data"), list)
 

@@ -9,7 +9,7 @@ from typing import Any
 import huggingface_hub
 
 from rayloom.data.rows import Row, SourceRow
-from rayloom.errors import DataError, HubError
+from rayloom.errors import ConfigError, DataError, HubError
 
 _PROBE_TIMEOUT_S = 5.0
 _OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -26,9 +26,12 @@ def load_dataset_rows(name: str, subset: str | None = None) -> dict[str, list[Ro
         Split name to rows; a saved dataset without splits is one split ``train``.
 
     Raises:
+        ConfigError: A subset of a folder.
         DataError: A folder that is no saved dataset, or a dataset that cannot be read.
         HubError: The hub is needed and cannot be reached, or does not have the name.
     """
+    if subset is not None and Path(name).is_dir():
+        raise ConfigError("a folder saved with save_to_disk has no subsets: leave it out", key="dataset.subset")
     loaded = _load_folder(name) if Path(name).is_dir() else _load_hub(name, subset)
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
     return {str(split): _rows(content, f"{name}[{split}]") for split, content in splits.items()}

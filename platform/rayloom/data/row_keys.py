@@ -6,6 +6,7 @@ Eight bytes per row lie on disk. They are looked at in stretches of their range,
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -112,10 +113,10 @@ def _key_blocks(piece: tuple[Path, tuple[Block, ...]], *, columns: Columns, read
             columns.check([row])
             keys.append(_order(columns.key(row), seed))
         counts.append(len(keys) - before)
-    beside = file.with_name(f".{file.name}")
-    np.save(beside, np.array(keys, dtype=np.uint64))
-    beside.replace(file)
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    content = io.BytesIO()
+    np.save(content, np.array(keys, dtype=np.uint64))
+    write_whole(file, content.getvalue())  # another run may be making the very same keys
+    sha256 = hashlib.sha256(content.getvalue()).hexdigest()
     write_whole(done, json.dumps({"counts": counts, "sha256": sha256}).encode())
     return counts
 

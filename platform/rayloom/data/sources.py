@@ -94,6 +94,8 @@ def _json_rows(text: str, path: str) -> list[Row]:
             return jsonl_rows(text, path)  # JSON Lines under the other name, as many tools write them
         place = f"line {error.lineno}, character {error.colno}"
         raise DataError(f"broken JSON at {place}: {error.msg}", file=path) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(_refusal(error), file=path) from error
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
     if not isinstance(content, list):
@@ -120,8 +122,17 @@ def jsonl_rows(text: str, path: str, first: int = 1) -> list[Row]:
             raise DataError(
                 f"broken JSON: {error.msg}, at character {error.colno}{hint}", file=path, row=number
             ) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(_refusal(error), file=path, row=number) from error
         rows.append(_object_row(element, path, number))
     return rows
+
+
+def _refusal(error: ValueError | RecursionError) -> str:
+    """What to say of JSON that is not broken, but that Python does not read."""
+    if isinstance(error, RecursionError):
+        return "lists or objects stand too deep inside one another"
+    return "a number has too many digits; put quotes around it"
 
 
 def _object_row(element: Any, path: str, number: int) -> SourceRow:
@@ -195,12 +206,13 @@ def checked_header(names: list[str], path: str, number: int) -> tuple[str, ...]:
         DataError: One has no name, or two have the same.
     """
     check_unicode(SourceRow(dict.fromkeys(names), path, number))
+    names = [name.strip() for name in names]
     for place, name in enumerate(names, start=1):
-        if not name.strip():
+        if not name:
             raise DataError(f"column {place} has no name in the header", file=path, row=number)
         if names.count(name) > 1:
             raise DataError("the header has this name twice", file=path, row=number, column=name)
-    return tuple(name.strip() for name in names)
+    return tuple(names)
 
 
 def text_rows(text: str, path: str, column: str, unit: str, first: int = 1) -> list[Row]:

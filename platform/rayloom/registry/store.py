@@ -9,10 +9,10 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from rayloom.artifacts import Artifact, open_artifact, publish_folder, storage
+from rayloom.artifacts import Artifact, open_artifact, storage
 from rayloom.artifacts.manifest import MANIFEST_FILE
 from rayloom.config import GateConfig
-from rayloom.errors import RegistryError
+from rayloom.errors import ArtifactError, RegistryError
 from rayloom.registry import rows, stages
 from rayloom.registry.database import Database, registry_root
 from rayloom.registry.finding import summary
@@ -226,7 +226,7 @@ class Registry:
         return content
 
     def _keep(self, artifact: Artifact, digest: str) -> str:
-        """The registry's own copy of an artifact, made once whatever the number of processes."""
+        """The registry's own copy of an artifact, made once whatever the number of processes; anew if it is damaged."""
 
         def copy(folder: Path) -> None:
             for name in [*artifact.manifest.files, MANIFEST_FILE]:
@@ -234,7 +234,16 @@ class Registry:
                 shutil.copyfile(artifact.path / name, folder / name)
             open_artifact(folder)  # every hash again: what is kept is what was registered
 
-        return str(publish_folder(self.root / "artifacts" / digest[:32], copy))
+        kept = self.root / "artifacts" / digest[:32]
+        storage.renew_folder(kept, copy, lambda: _is_whole(kept, digest))
+        return str(kept)
+
+
+def _is_whole(kept: Path, digest: str) -> bool:
+    try:
+        return opened(str(kept))[1] == digest
+    except ArtifactError:
+        return False
 
 
 def located(version: Version) -> str:

@@ -224,9 +224,14 @@ def test_a_remote_artifact_is_downloaded_once(build_dir: Path, own_cache: Path) 
     assert second.path != first.path
     assert second.manifest.name == "second"
     filesystem, root = storage.remote(uri)
-    filesystem.pipe_file(f"{root}/notes.txt", b"less")
     (second.path / "notes.txt").unlink()
-    with pytest.raises(ArtifactError, match=r"'notes\.txt' is missing"):
+    assert (open_artifact(uri).path / "notes.txt").read_text() == "more"  # fetched again
+    (second.path / "model" / "stray.safetensors").write_bytes(b"not of this artifact")
+    assert not (open_artifact(uri).model_path / "stray.safetensors").exists()
+    filesystem.pipe_file(f"{root}/notes.txt", b"less")
+    assert open_artifact(uri).path == second.path  # whole, so nothing is fetched
+    (second.path / "notes.txt").unlink()
+    with pytest.raises(ArtifactError, match=r"'notes\.txt' has changed"):
         open_artifact(uri)
     with pytest.raises(ArtifactError, match="no access"):
         open_artifact("nosuchscheme://x/y")

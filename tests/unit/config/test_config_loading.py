@@ -179,6 +179,7 @@ def test_contradictory_keys_are_refused(write: Write, more: str, key: str, messa
         ("{name: x}", "{max_input_length: 8}", "", "dataset", "either name"),
         ("{name: x}", "{name: wikitext, train_file: a}", "", "dataset.name", "either name"),
         ("{name: x}", "{name: wikitext, test_file: a}", "", "dataset.test_file", "go with train_file"),
+        ("{name: x}", "{train_file: a, subset: b}", "", "dataset.subset", "goes with name"),
         ("{name: x}", "{train_file: a, prompt_template: hi}", "", "dataset.prompt_template", "{input}"),
         (
             "{name: x, task_type: chat, generation_type: seq2seq}",
@@ -355,3 +356,9 @@ def test_nearest_is_a_known_key_or_none(key: str) -> None:
     known = list(RunConfig.model_fields)
     assert nearest(key, known) in {None, *known}
     assert all(nearest(name, known) == name for name in known)
+
+
+def test_data_files_may_start_at_the_home_folder(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = load_run_config(write(BASE), ["dataset.test_file=~/data/test.jsonl"])
+    assert config.dataset.test_file == "/home/somebody/data/test.jsonl"

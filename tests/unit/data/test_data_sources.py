@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rayloom.data import SourceRow, load_dataset_rows, read_rows
-from rayloom.errors import DataError, HubError
+from rayloom.errors import ConfigError, DataError, HubError
 
 ROWS = [{"question": "Wer?", "answer": 'Ä, "B"\nC'}, {"question": "Was?", "answer": "2"}]
 
@@ -149,3 +150,24 @@ def test_unreachable_hub_is_told_quickly(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
     with pytest.raises(HubError, match=r"neither a local folder nor in reach.*train_file"):
         load_dataset_rows("somebody/unknown", None)
+
+
+@pytest.mark.parametrize("content", ['{"a": ' + "1" * 5000 + "}", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_json_that_python_refuses_to_read_is_placed(tmp_path: Path, name: str, content: str) -> None:
+    text = f"[{content}]" if name == "a.json" else '{"a": 1}\n' + content
+    place = "" if name == "a.json" else ".*row 2"
+    with pytest.raises(DataError, match=rf"{re.escape(name)}{place}.*(too many digits|too deep)"):
+        read_rows(write(tmp_path / name, text))
+
+
+def test_column_names_that_differ_only_in_spaces_are_one_name_twice(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="twice") as caught:
+        read_rows(write(tmp_path / "a.csv", "text,text \nkept,lost\n"))
+    assert caught.value.column == "text"
+
+
+def test_a_saved_dataset_has_no_subsets(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="folder") as caught:
+        load_dataset_rows(str(tmp_path), "some")
+    assert caught.value.key == "dataset.subset"

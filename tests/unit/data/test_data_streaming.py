@@ -203,3 +203,22 @@ def test_the_way_is_chosen_by_size_and_said(tmp_path: Path, monkeypatch: pytest.
     assert "JSON Lines" in as_list.reason
     with pytest.raises(ValueError, match="train_file instead of name"):
         DatasetConfig(name="wikitext", streaming=True)
+
+
+def test_keys_that_two_runs_make_at_once_disturb_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The lock is a split's own, and runs with other limits share the keys.
+    file = write_rows(tmp_path / "a.jsonl", asked(list(range(40))))
+    dataset = DatasetConfig(train_file=file, streaming=True, cache_dir=str(tmp_path / "cache"))
+    columns, really_save = columns_for(dataset, "question-answering"), np.save
+    others: list[Splits | None] = []
+
+    def save(path: Any, values: Any) -> None:
+        really_save(path, values)
+        if not others:
+            others.append(None)  # the other run saves as well
+            others[0] = load_splits(dataset.model_copy(update={"max_train_rows": 5}), columns)
+
+    monkeypatch.setattr(np, "save", save)
+    splits = load_splits(dataset, columns)
+    assert others[0] is not None
+    assert (len(splits.train), len(others[0].train)) == (32, 5)

@@ -294,3 +294,17 @@ def test_a_registry_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(RegistryError, match="upgrade rayloom"):
         newer.models()
+
+
+def test_a_damaged_copy_is_mended_by_registering_the_artifact_again(registry: Registry, tmp_path: Path) -> None:
+    place = publish_artifact(tmp_path, "mill")
+    copy = Path(registry.register("qa", place).location)
+    weights = next(copy.rglob("*.safetensors"))
+    weights.write_bytes(b"damaged")
+    with pytest.raises(ArtifactError):
+        open_artifact(registry.resolve("qa@1"))
+    assert registry.register("qa", place).version == 1
+    assert open_artifact(registry.resolve("qa@1")).manifest.name == "mill"
+    (copy / "manifest.json").write_text((copy / "manifest.json").read_text() + " ")
+    assert registry.register("qa", place).version == 1
+    assert registry.resolve("qa@1") == str(copy)
