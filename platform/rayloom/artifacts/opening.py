@@ -183,7 +183,7 @@ def _download(uri: str) -> Artifact:
         storage.write_durably(folder / MANIFEST_FILE, content)
 
     digest = hashlib.sha256(content).hexdigest()[:24]
-    local = storage.publish_folder(storage.cache_root() / "artifacts" / digest, fetch)
-    if not _is_whole(local, manifest):  # the copy here, that is: what was published may well be
+    local = storage.cache_root() / "artifacts" / digest
+    if not _is_whole(local, manifest):  # absent or damaged here: what was published may well be whole
         storage.renew_folder(local, fetch, lambda: _is_whole(local, manifest))
     return Artifact(local, manifest)

@@ -51,9 +51,9 @@ def _claim(
     num_free: int,
 ) -> tuple[Ticket, list[Ticket]] | None:
     ticket = tickets[account.waiting[0].group_id]
-    if ticket.width <= num_free or held[account] + ticket.width > share:
-        return None  # it fits as it is, or has to wait for its turn
     reached = held[account] + ticket.width
+    if ticket.width <= num_free or reached > share:
+        return None  # it fits as it is, or has to wait for its turn
     left, going, settled = held.copy(), list[Ticket](), set[Account]()
     for other in reversed(running):
         owner = other.account
