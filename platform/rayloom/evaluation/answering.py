@@ -92,7 +92,8 @@ class Answering:
 
     def continuations(self, rows: Sequence[Row], params: Mapping[str, Any], told: Told) -> Answered:
         """Go on from the first words of a few rows; see `answers`."""
-        prompts = self.prompts(rows[:_NUM_CONTINUATIONS])
+        opened = self._prompts(rows[:_NUM_CONTINUATIONS])
+        prompts = list(opened.values())
         start = time.perf_counter()
         outputs = self.generate(prompts, params, told)
         seconds = time.perf_counter() - start
@@ -107,17 +108,21 @@ class Answering:
                 finish_reason=output.sequences[0].finish_reason,
                 scores=score | {"repetition": repetition(output.text)} if score else {},
             )
-            for place, (prompt, output, score) in enumerate(zip(prompts, outputs, judged, strict=True))
+            for (place, prompt), output, score in zip(opened.items(), outputs, judged, strict=True)
         ]
         return Answered(predictions, seconds)
 
     def prompts(self, rows: Sequence[Row]) -> list[PromptInput]:
         """What rows ask; of a text (language modelling) its first words. Empty ones are left out."""
+        return list(self._prompts(rows).values())
+
+    def _prompts(self, rows: Sequence[Row]) -> dict[int, PromptInput]:
+        """The same by place of the row."""
         template = self.generator.template
         asked = [template.input_of(row, self.columns) for row in rows]
         if template.task == "language-modeling":
             asked = [PromptInput(text=self._opening(each.text)) for each in asked]
-        return [each for each in asked if each.messages or each.text.strip()]
+        return {place: each for place, each in enumerate(asked) if each.messages or each.text.strip()}
 
     def generate(self, inputs: Sequence[PromptInput], params: Mapping[str, Any], told: Told) -> list[GenerationOutput]:
         """Answers in order; longest prompts first."""

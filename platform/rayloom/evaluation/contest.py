@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -64,7 +65,7 @@ class Contest(BaseModel):
         """Which system is best, how far ahead of the second, and whether that is more than chance."""
         metric = self.main_metric
         sign = 1 if metric in SMALLER_IS_BETTER else -1
-        known = [each for each in self.systems if metric in each.split.metrics]
+        known = [each for each in self.systems if not math.isnan(each.split.metrics.get(metric, math.nan))]
         known.sort(key=lambda each: sign * each.split.metrics[metric])
         if not known:
             return "no system has a figure that all could be compared by"
@@ -79,10 +80,13 @@ class Contest(BaseModel):
     def _tested(self, best: Contestant, metric: str) -> str:
         first = self.systems[0]
         if best is first:
-            rivals = [each for each in self.systems[1:] if not _is_significant(each.tests.get(metric))]
-            if not rivals:
+            tested = [each for each in self.systems[1:] if metric in each.tests]
+            rivals = [each for each in tested if not _is_significant(each.tests[metric])]
+            if tested and not rivals and len(tested) == len(self.systems) - 1:
                 return "significantly better than all others"
-            return f"not significantly better than {', '.join(each.name for each in rivals)}"
+            words = "not significantly" if rivals else "significantly"
+            names = ", ".join(each.name for each in rivals or tested)
+            return f"{words} better than {names}" if names else ""
         test = best.tests.get(metric)
         if test is None:
             return ""
@@ -183,5 +187,5 @@ def _test_cells(metric: str, test: Significance | None) -> list[str]:
     return [f"{sign}{difference} ({low} to {high})", p_text(test.p_value)]
 
 
-def _is_significant(test: Significance | None) -> bool:
-    return test is not None and test.p_value < _SIGNIFICANT
+def _is_significant(test: Significance) -> bool:
+    return test.p_value < _SIGNIFICANT

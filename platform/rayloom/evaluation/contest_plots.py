@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import matplotlib as mpl
 
 from rayloom.evaluation.contest import Contest, Contestant
@@ -14,7 +16,7 @@ _NAME_CHARS = 28
 def quality_bars(contest: Contest) -> str | None:
     """The main metric of each system with its interval; None where nobody has it."""
     metric = contest.main_metric
-    known = [each for each in contest.systems if metric in each.split.metrics]
+    known = [each for each in contest.systems if _is_finite(each, metric)]
     if not known:
         return None
     with mpl.rc_context(STYLE):
@@ -40,7 +42,7 @@ def trade_off(contest: Contest) -> str | None:
     points = [
         (each.result.resources.latency_p50_s, shown_value(metric, each.split.metrics[metric]), each)
         for each in contest.systems
-        if each.result.resources.latency_p50_s is not None and metric in each.split.metrics
+        if each.result.resources.latency_p50_s is not None and _is_finite(each, metric)
     ]
     if not points:
         return None
@@ -86,6 +88,11 @@ def _bars(contest: Contest, values: list[tuple[Contestant, float]], what: str) -
         axes.margins(x=0.15)
         axes.set_xlabel(what)
         return svg_text(figure)
+
+
+def _is_finite(system: Contestant, metric: str) -> bool:
+    """Whether it has a figure that can be drawn: perplexities may be infinite."""
+    return math.isfinite(system.split.metrics.get(metric, math.nan))
 
 
 def _short(system: Contestant) -> str:

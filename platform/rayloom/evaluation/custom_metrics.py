@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol
 
 from rayloom.data import Row
 from rayloom.errors import ConfigError
+from rayloom.evaluation.measures import OWN_SCORES
+from rayloom.evaluation.units import METRICS
 
 GROUP = "rayloom.metrics"
 
@@ -35,7 +37,7 @@ def load_metrics(names: Sequence[str]) -> dict[str, RowMetric]:
     """Metrics by their names.
 
     Raises:
-        ConfigError: One is not installed, or cannot be imported.
+        ConfigError: One is not installed, cannot be imported, is no function, or has the name of one of ours.
     """
     installed = {point.name: point for point in _installed()}
     found: dict[str, RowMetric] = {}
@@ -46,13 +48,29 @@ def load_metrics(names: Sequence[str]) -> dict[str, RowMetric]:
                 f"no installed package brings the metric '{name}' (entry points of the group {GROUP}: {known})",
                 key="evaluation.metrics",
             )
-        try:
-            found[name] = installed[name].load()
-        except Exception as error:
+        if name in METRICS or name in OWN_SCORES:
             raise ConfigError(
-                f"the metric '{name}' ({installed[name].value}) cannot be loaded: {error}", key="evaluation.metrics"
-            ) from error
+                f"the metric '{name}' ({installed[name].value}) has the name of one of rayloom's own, whose figures it "
+                "would replace: give its entry point another name",
+                key="evaluation.metrics",
+            )
+        found[name] = _loaded(installed[name])
     return found
+
+
+def _loaded(point: importlib.metadata.EntryPoint) -> RowMetric:
+    try:
+        metric: RowMetric = point.load()
+    except Exception as error:
+        raise ConfigError(
+            f"the metric '{point.name}' ({point.value}) cannot be loaded: {error}", key="evaluation.metrics"
+        ) from error
+    if not callable(metric):
+        raise ConfigError(
+            f"the metric '{point.name}' ({point.value}) is no function but of the type {type(metric).__name__}",
+            key="evaluation.metrics",
+        )
+    return metric
 
 
 def _installed() -> importlib.metadata.EntryPoints:
@@ -76,6 +94,8 @@ def _scores(
 ) -> list[float]:
     try:
         given: Any = metric(list(predictions), list(references), list(rows))
+        if isinstance(given, str | Mapping | Set):  # these can be gone through as well, but not row by row
+            raise TypeError(f"it gave a {type(given).__name__}, not a number for each row in their order")
         scores = [float(score) for score in given]
     except Exception as error:
         raise ConfigError(

@@ -20,7 +20,7 @@ from rayloom.evaluation.measures import signatures
 from rayloom.evaluation.perplexity import LossSum, token_loss
 from rayloom.evaluation.resources import measure_resources
 from rayloom.evaluation.results import EvaluationResult, Setting, SplitResult
-from rayloom.evaluation.summary import check_slices, setting_of, summarised
+from rayloom.evaluation.summary import check_slices, hash_of_rows, setting_of, summarised
 from rayloom.generation import TextGenerator
 from rayloom.registry import manifest_digest
 
@@ -105,6 +105,7 @@ class Evaluator:
             predictions=answered.predictions,
             warnings=warnings,
             row_losses=list(loss.by_row),
+            rows_hash=hash_of_rows(chosen, self.columns),
             settings=self._settings(name, chosen) if is_scored else [],
             seconds=answered.seconds,
         )

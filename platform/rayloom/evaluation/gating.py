@@ -7,6 +7,7 @@ verdict says what it depended on, and `Registry.promote` checks in its transacti
 from __future__ import annotations
 
 import datetime
+import math
 from pathlib import Path
 
 from rayloom.config import AgainstProduction, GateConfig, Threshold, config_hash
@@ -14,12 +15,14 @@ from rayloom.errors import ArtifactError, ModelError, RegistryError, RequestErro
 from rayloom.evaluation.measures import measures_of
 from rayloom.evaluation.report import read_report
 from rayloom.evaluation.results import EvaluationResult, ReportDocument, SplitResult
-from rayloom.evaluation.statistics import Measure, Paired, Resampling, compare_paired, mean_of
+from rayloom.evaluation.statistics import Measure, Paired, Resampling, compare_paired, mean_of, num_shared_rows
 from rayloom.evaluation.summary import same_rows
 from rayloom.generation import TextGenerator
 from rayloom.registry import Check, Registry, Verdict, Version
 
 _RESAMPLES = 5000
+_JUDGED = frozenset({"relevance", "coherence", "scorer_perplexity"})
+"""Metrics that a scorer model tells."""
 
 
 def judge(registry: Registry, reference: str, *, device: str | None = None) -> Verdict:
@@ -106,7 +109,7 @@ def _report_checks(gate: GateConfig, registry: Registry, version: Version, produ
     checks += [_threshold(split, name, bounds) for name, bounds in gate.metrics.items()]
     if gate.against_production is not None:
         rival = _kept(registry, production) if production is not None and production.report is not None else None
-        checks.append(_against(gate, split, production, rival))
+        checks.append(_against(gate, result, production, rival))
     return checks
 
 
@@ -139,7 +142,9 @@ def _latency(result: EvaluationResult, name: str, limit: float) -> Check:
     return Check(name=name, passed=value <= limit, detail=detail)
 
 
-def _against(gate: GateConfig, split: SplitResult, production: Version | None, rival: EvaluationResult | None) -> Check:
+def _against(
+    gate: GateConfig, result: EvaluationResult, production: Version | None, rival: EvaluationResult | None
+) -> Check:
     """The paired test against the version in production, whose report is ``rival``."""
     wanted = gate.against_production
     assert wanted is not None
@@ -149,23 +154,44 @@ def _against(gate: GateConfig, split: SplitResult, production: Version | None, r
     if rival is None:
         mend = f"rayloom evaluate {production.name} --attach"
         return Check(name=title, passed=False, detail=f"{production.name} has not been measured: {mend}")
-    other = _split(rival, gate.split)
-    if other is None or not same_rows(split, other):
-        detail = f"{production.name} was measured on other rows than this one: evaluate both on the same"
-        return Check(name=title, passed=False, detail=detail)
-    mine, theirs = row_measure(split, wanted.metric), row_measure(other, wanted.metric)
-    if mine is None or theirs is None or mine.num_rows != theirs.num_rows:
-        return Check(name=title, passed=False, detail=f"the rows of one of the reports have no score '{wanted.metric}'")
-    if mine.num_rows < wanted.min_rows:
-        detail = f"{mine.num_rows} rows are too few to tell, at least {wanted.min_rows} wanted"
+    pair = _pair(gate.split, wanted.metric, result, rival)
+    if isinstance(pair, str):
+        return Check(name=title, passed=False, detail=f"{production.name} {pair}")
+    mine, theirs = pair
+    num_rows = num_shared_rows(mine, theirs)
+    if num_rows < wanted.min_rows:
+        detail = f"{num_rows} rows are too few to tell, at least {wanted.min_rows} wanted"
         return Check(name=title, passed=False, detail=detail)
     how = Resampling(num_resamples=_RESAMPLES)
     paired = compare_paired(theirs, mine, how, test=wanted.test)
     return _compared(title, wanted, paired, is_less_better=mine.smaller_is_better, rival=production.name)
 
 
+def _pair(name: str, metric: str, result: EvaluationResult, rival: EvaluationResult) -> tuple[Measure, Measure] | str:
+    """A metric on one split of both reports, or what the rival was that keeps them from being compared."""
+    split, other = _split(result, name), _split(rival, name)
+    if split is None or other is None or not same_rows(split, other):
+        return "was measured on other rows than this one: evaluate both on the same"
+    differing = [key for key in _deciding(metric) if result.evaluation.get(key) != rival.evaluation.get(key)]
+    if differing:
+        return f"was measured with another evaluation.{differing[0]} than this one: evaluate both with the same"
+    mine, theirs = row_measure(split, metric), row_measure(other, metric)
+    if mine is None or theirs is None or mine.num_rows != theirs.num_rows:
+        return f"or this one was measured without it: the rows of one of the reports have no score '{metric}'"
+    return mine, theirs
+
+
+def _deciding(metric: str) -> tuple[str, ...]:
+    """Keys of an evaluation that a metric's figures depend on."""
+    if metric.startswith("rouge"):
+        return ("use_stemmer", "remove_stopwords")
+    return ("scorer",) if metric in _JUDGED else ()
+
+
 def _compared(title: str, wanted: AgainstProduction, paired: Paired, *, is_less_better: bool, rival: str) -> Check:
     loss = paired.difference if is_less_better else -paired.difference
+    # What is no number is no loss to any comparison, and no test tells an infinite loss from chance.
+    is_unknown = math.isnan(loss) or loss == math.inf
     too_much = wanted.max_loss is not None and loss > wanted.max_loss
     is_significant = loss > 0 and paired.p_worse < wanted.alpha
     bound = "" if wanted.max_loss is None else f", loss at most {wanted.max_loss:g}"
@@ -174,7 +200,7 @@ def _compared(title: str, wanted: AgainstProduction, paired: Paired, *, is_less_
         f"(95 % interval {paired.interval.low:+.4g} to {paired.interval.high:+.4g}, p of a loss {paired.p_worse:.3g}, "
         f"wanted at least {wanted.alpha:g}{bound})"
     )
-    return Check(name=title, passed=not (too_much or is_significant), detail=detail)
+    return Check(name=title, passed=not (is_unknown or too_much or is_significant), detail=detail)
 
 
 def row_measure(split: SplitResult, metric: str) -> Measure | None:

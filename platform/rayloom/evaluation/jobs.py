@@ -21,8 +21,9 @@ from rayloom.evaluation.report import ReportPaths, write_report
 from rayloom.evaluation.results import EvaluationResult, Significance
 from rayloom.evaluation.summary import significance
 from rayloom.generation import Opened, TextGenerator
-from rayloom.models import LoadedModel, load_model, resolve_source
+from rayloom.models import LoadedModel, ModelSource, load_model, resolve_source
 from rayloom.registry import locate
+from rayloom.training.continuing import find_start, start_source
 
 _MOST_STREAMED_BYTES = 64 << 20
 """More of a corpus that is not held in memory is evaluated only on request."""
@@ -71,9 +72,10 @@ def run_job(
     splits = load_splits(dataset, columns)
     rows: dict[str, Sequence[Row]] = {name: splits.rows(name) for name in job.splits}
     _check_amount(splits, rows, job)
+    source = _untuned_source(generator.artifact, config) if baseline else None
     evaluator = Evaluator(generator, columns, job.evaluation, job.generation, dataset.cache_dir, progress)
     result = evaluator.run(rows)
-    before = _measure_untuned(evaluator, config, rows) if baseline else None
+    before = _measure_untuned(evaluator, config, source, rows) if baseline else None
     history, tests = read_history(generator.artifact), _tests(result, before, job)
     paths = write_report(result, job.output, baseline=before, history=history, significance=tests)
     return JobOutcome(result, before, paths, _warnings(splits, result), tests)
@@ -139,17 +141,52 @@ def _check_amount(splits: Splits, rows: Mapping[str, Sequence[Row]], job: Evalua
             raise ConfigError(f"split '{name}' has {size}: say how many to evaluate", key="evaluation.max_rows")
 
 
-def _measure_untuned(evaluator: Evaluator, config: RunConfig, rows: Mapping[str, Sequence[Row]]) -> EvaluationResult:
+def _untuned_source(artifact: Artifact | None, config: RunConfig) -> ModelSource | None:
+    """What the run started from. None where that is the model without its adapter, or was drawn by chance.
+
+    Raises:
+        UserError: It is not here any more.
+    """
+    if _is_adapter(artifact) or config.model.random_init is not None:
+        return None
+    return start_of(config, tokenizer=f"{artifact.path}/model" if artifact is not None else None)
+
+
+def start_of(config: RunConfig, *, tokenizer: str | None) -> ModelSource:
+    """The model that a run started from; a checkpoint of another run becomes a model of its own.
+
+    Args:
+        config: The run.
+        tokenizer: Folder of its tokenizer, which a random initialisation would else train anew.
+
+    Raises:
+        UserError: There is no such model, or the checkpoint cannot be used.
+    """
+    if config.model.random_init is not None:
+        return resolve_source(config.model.model_copy(update={"tokenizer": tokenizer}), seed=config.training.seed)
+    start = find_start(config.model.name, note=lambda _: None)
+    if start is None:
+        return resolve_source(config.model)
+    return start_source(start, start_of(start.config, tokenizer=tokenizer), tokenizer=config.model.tokenizer)
+
+
+def _is_adapter(artifact: Artifact | None) -> bool:
+    return artifact is not None and artifact.manifest.kind == "adapter"
+
+
+def _measure_untuned(
+    evaluator: Evaluator, config: RunConfig, source: ModelSource | None, rows: Mapping[str, Sequence[Row]]
+) -> EvaluationResult:
     progress = evaluator.progress
     quieter = evaluator.config.model_copy(update={"latency_prompts": 0, "sweep": []})
     told = (lambda what, done, total: progress(f"untuned, {what}", done, total)) if progress else None
-    with _untuned(evaluator.generator, config) as generator:
+    with _untuned(evaluator.generator, config, source) as generator:
         return dataclasses.replace(evaluator, generator=generator, config=quieter, progress=told).run(rows)
 
 
 @contextlib.contextmanager
-def _untuned(generator: TextGenerator, config: RunConfig) -> Iterator[TextGenerator]:
-    """The model as it was before training."""
+def _untuned(generator: TextGenerator, config: RunConfig, source: ModelSource | None) -> Iterator[TextGenerator]:
+    """The model as it was before training, of its source where it has one."""
     model: Any = generator.model
     opened = Opened(
         name=f"{config.model.name} (untuned)",
@@ -157,17 +194,17 @@ def _untuned(generator: TextGenerator, config: RunConfig) -> Iterator[TextGenera
         encoder=generator.encoder,
         generation=generator.defaults,
     )
-    if config.lora is not None:
+    if _is_adapter(generator.artifact):  # a merged one has a lora section too
         with model.disable_adapter():
             yield TextGenerator.from_opened(opened, device=generator.device)
         return
-    if config.model.random_init is not None:
+    if source is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.training.seed)
             fresh = type(model)(model.config).eval()
         loaded = dataclasses.replace(opened.loaded, model=fresh)
     else:
-        loaded = dataclasses.replace(opened.loaded, model=load_model(resolve_source(config.model)).model)
+        loaded = dataclasses.replace(opened.loaded, model=load_model(source).model)
     yield TextGenerator.from_opened(dataclasses.replace(opened, loaded=loaded), device=generator.device)
 
 

@@ -19,6 +19,8 @@ SMALLER_IS_BETTER = frozenset({"perplexity", "loss", "nll", "repetition", "self_
 """Metrics of which less is better."""
 _CORPUS = {"bleu": BLEU, "chrf": CHRF}
 _FLUENCY = frozenset({"fluency_nll", "fluency_tokens"})
+OWN_SCORES = SMALLER_IS_BETTER | _FLUENCY
+"""Names beside those of the metrics in reports that mean something of their own here and in gates."""
 
 
 def measures_of(split: SplitResult) -> dict[str, Measure]:

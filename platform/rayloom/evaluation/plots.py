@@ -18,6 +18,7 @@ AFTER, BEFORE, QUIET = "#2f6f8f", "#c3ccd4", "#6b7680"
 STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "rayloom",
+    "text.parse_math": False,  # two dollars in a name or a setting are no formula
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": "#aab4bd",

@@ -98,7 +98,7 @@ def self_bleu(texts: Sequence[str], *, seed: int = 0) -> float | None:
     drawn = list(texts) if len(texts) <= _MOST_TEXTS else random.Random(seed).sample(list(texts), _MOST_TEXTS)
     metric = BLEU(effective_order=True)
     scores = [metric.sentence_score(text, [*drawn[:at], *drawn[at + 1 :]]).score for at, text in enumerate(drawn)]
-    return math.fsum(scores) / len(scores) / 100
+    return min(1.0, math.fsum(scores) / len(scores) / 100)  # sacrebleu's 100 is a little more than that
 
 
 def sentences(text: str) -> list[str]:

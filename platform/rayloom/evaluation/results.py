@@ -95,6 +95,8 @@ class SplitResult(_Record):
     """Confidence intervals of the metrics, by bootstrap over rows."""
     row_losses: list[tuple[float, int]] = Field(default_factory=list)
     """Of each row: summed negative log-likelihood in nats, and target tokens."""
+    rows_hash: str = ""
+    """SHA-256 of what the rows ask and answer; empty in reports of earlier versions."""
     slices: list[SliceResult] = Field(default_factory=list)
     """The metrics of the rows that share a value, by ``evaluation.slice_by``."""
     settings: list[Setting] = Field(default_factory=list)

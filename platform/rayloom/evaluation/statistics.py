@@ -46,6 +46,12 @@ class Measure:
         """Rows that it is made of."""
         return len(self.sums_NK)
 
+    @property
+    def is_known_N(self) -> npt.NDArray[np.bool_]:  # noqa: N802 - shape letters
+        """Which rows have the score (N): the others add nothing to any sum."""
+        known_N: npt.NDArray[np.bool_] = np.any(self.sums_NK != 0, axis=1)
+        return known_N
+
 
 def mean_of(scores: Any, *, smaller_is_better: bool = False) -> Measure:
     """The mean of one score per row.
@@ -80,7 +86,7 @@ class Paired:
         interval: Of the difference, by paired bootstrap.
         p_value: Probability of a difference this large, in either direction, if the two were equally good.
         p_worse: Probability of a loss this large if they were (one-sided); small for a second system that is worse.
-        num_rows: Rows that both answered.
+        num_rows: Rows on which both have the score.
     """
 
     difference: float
@@ -120,7 +126,9 @@ def intervals(measures: Mapping[str, Measure], how: Resampling) -> dict[str, Int
         group = {name: measure for name, measure in measures.items() if measure.num_rows == num_rows}
         if num_rows < 2 or how.num_resamples == 0:
             continue
-        for name, values_B in _resampled(group, num_rows, how).items():
+        with _not_finite_is_silent():
+            drawn = _resampled(group, num_rows, how)
+        for name, values_B in drawn.items():
             if np.isfinite(values_B).all():
                 found[name] = _percentiles(values_B, how.confidence)
     return {name: found[name] for name in measures if name in found}
@@ -145,26 +153,42 @@ def compare_paired(first: Measure, second: Measure, how: Resampling, *, test: Pa
         )
     if how.num_resamples < 1:
         raise RequestError("a paired test needs resamples: set evaluation.num_resamples above 0")
-    pair = {"first": first, "second": second}
-    drawn = _resampled(pair, first.num_rows, how)
-    differences_B = drawn["second"] - drawn["first"]
-    found = second.value - first.value
-    chance_B = differences_B - differences_B.mean() if test == "bootstrap" else _swapped(first, second, how)
+    with _not_finite_is_silent():
+        drawn = _resampled({"first": first, "second": second}, first.num_rows, how)
+        differences_B = drawn["second"] - drawn["first"]
+        found = second.value - first.value
+        chance_B = differences_B - differences_B.mean() if test == "bootstrap" else _swapped(first, second, how)
+        interval = _percentiles(differences_B, how.confidence)
     loss, losses_B = (-found, -chance_B) if first.smaller_is_better else (found, chance_B)
     # Rounding must not make a shuffle that changes nothing look smaller than what was found.
     slack = 1e-9 * max(1.0, abs(found))
     return Paired(
         difference=found,
-        interval=_percentiles(differences_B, how.confidence),
+        interval=interval,
         # Written so that a draw without a value (no row of it has the score) counts against a difference.
         p_value=_share(~(np.abs(chance_B) < abs(found) - slack)),
         p_worse=_share(~(losses_B > loss + slack)),
-        num_rows=first.num_rows,
+        num_rows=num_shared_rows(first, second),
     )
+
+
+def num_shared_rows(first: Measure, second: Measure) -> int:
+    """Rows on which both have the score: a paired test knows nothing of the others.
+
+    Args:
+        first: A figure of one system.
+        second: The same figure of another, over the same rows in the same order.
+    """
+    return int(np.count_nonzero(first.is_known_N & second.is_known_N))
 
 
 def _ratio(sums_K: Floats) -> float:
     return float(sums_K[0] / sums_K[1])
+
+
+def _not_finite_is_silent() -> np.errstate:
+    """What a row without a finite score makes of a figure is in the figure; numpy need not warn of it."""
+    return np.errstate(invalid="ignore")
 
 
 def _share(hits_B: npt.NDArray[np.bool_]) -> float:

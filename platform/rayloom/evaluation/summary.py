@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rayloom.config import EvaluationConfig
-from rayloom.data import Row
+from rayloom.data import Columns, Row
 from rayloom.errors import DataError
 from rayloom.evaluation.measures import measures_of, prediction_measures, whole_text_metrics
 from rayloom.evaluation.results import Prediction, Setting, Significance, SliceResult, SplitResult, Spread
@@ -102,7 +104,35 @@ def same_rows(one: SplitResult, two: SplitResult) -> bool:
     def questions(split: SplitResult) -> list[tuple[int, str, str | None, str]]:
         return [(each.row, each.input, each.context, each.reference) for each in split.predictions]
 
-    return one.num_rows == two.num_rows and questions(one) == questions(two)
+    if one.num_rows != two.num_rows or questions(one) != questions(two):
+        return False
+    # Predictions do not tell of all rows in language modelling, and of none where only losses were measured.
+    is_told = len(one.predictions) == one.num_rows
+    return is_told or not (one.rows_hash and two.rows_hash) or one.rows_hash == two.rows_hash
+
+
+def hash_of_rows(rows: Sequence[Row], columns: Columns) -> str:
+    """SHA-256 of what rows ask and answer, in their order.
+
+    Args:
+        rows: Of one split.
+        columns: Where inputs and targets are.
+
+    Raises:
+        DataError: A row lacks one of these.
+    """
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(_asked(row, columns)).encode())
+    return digest.hexdigest()
+
+
+def _asked(row: Row, columns: Columns) -> object:
+    if columns.task == "chat":
+        return columns.conversation(row)
+    if columns.task == "language-modeling":
+        return columns.input_text(row)
+    return [columns.input_text(row), columns.context_text(row), columns.target_text(row)]
 
 
 def values(measures: Mapping[str, Measure]) -> dict[str, float]:
@@ -130,10 +160,12 @@ def _slices(split: SplitResult, column: str, rows: Sequence[Row], config: Evalua
 def _slice(
     split: SplitResult, column: str, value: str, is_inside: Sequence[bool], config: EvaluationConfig
 ) -> SliceResult:
+    # There are none at all where only the engine's weights are kept.
+    losses = zip(split.row_losses, is_inside, strict=bool(split.row_losses))
     inside = split.model_copy(
         update={
             "predictions": [each for each in split.predictions if is_inside[each.row]],
-            "row_losses": [loss for loss, kept in zip(split.row_losses, is_inside, strict=True) if kept],
+            "row_losses": [loss for loss, kept in losses if kept],
         }
     )
     measures = measures_of(inside)

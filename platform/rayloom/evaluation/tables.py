@@ -238,5 +238,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
+    # A carriage return ends a line in Markdown, and a table with it.
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     short = text if len(text) <= _CELL_CHARS else text[: _CELL_CHARS - 1] + "…"
     return short.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rayloom.artifacts import Artifact, cache_root, open_artifact, publish_folder
+from rayloom.artifacts import Artifact, cache_root, open_artifact, storage
 from rayloom.artifacts.manifest import MANIFEST_FILE
 from rayloom.errors import RegistryError
 from rayloom.registry import stages
 from rayloom.registry.mlflow_client import Mlflow
 from rayloom.registry.records import Report, Version
 from rayloom.registry.refusals import other_artifact
-from rayloom.registry.store import located
+from rayloom.registry.store import is_whole, located
 
 _ARTIFACT, _REPORT = "artifact", "report.json"
 _ONLY_MLFLOW = ("mlflow-artifacts", "http", "https")
@@ -50,7 +50,7 @@ class MlflowFiles:
     def local(self, version: Version) -> str:
         """Folder or URI of a version's artifact that can be opened here.
 
-        What only MLflow can read is copied to the cache once.
+        What only MLflow can read is copied to the cache once; anew if the copy is damaged.
 
         Raises:
             RegistryError: It is not the registered one.
@@ -66,7 +66,9 @@ class MlflowFiles:
                 shutil.copytree(self._mlflow.download(run_id, _ARTIFACT, Path(part)), folder, dirs_exist_ok=True)
             open_artifact(folder)  # every file's hash
 
-        return str(publish_folder(cache_root() / "registry" / version.digest[:32], build))
+        kept = cache_root() / "registry" / version.digest[:32]
+        storage.renew_folder(kept, build, lambda: is_whole(kept, version.digest))
+        return str(kept)
 
     def check(self, version: Version) -> None:
         """Refuse a version whose artifact is gone, or another than the registered one.

@@ -235,11 +235,12 @@ class Registry:
             open_artifact(folder)  # every hash again: what is kept is what was registered
 
         kept = self.root / "artifacts" / digest[:32]
-        storage.renew_folder(kept, copy, lambda: _is_whole(kept, digest))
+        storage.renew_folder(kept, copy, lambda: is_whole(kept, digest))
         return str(kept)
 
 
-def _is_whole(kept: Path, digest: str) -> bool:
+def is_whole(kept: Path, digest: str) -> bool:
+    """Whether a folder holds the very artifact of a manifest's hash, undamaged."""
     try:
         return opened(str(kept))[1] == digest
     except ArtifactError:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -186,3 +187,30 @@ def test_errors_of_a_system_come_back_with_its_name(t5_artifact: Path, tmp_path:
     _child(pipe, System(str(t5_artifact), {"precision": "fp7"}), questions, EvaluationConfig(), "cpu")
     with pytest.raises(RequestError, match="mine: precision 'fp7'"):
         _received(pipe, "mine", None)
+
+
+def changed(system: Contestant, **metrics: float) -> Contestant:
+    """The same system with other figures."""
+    split = system.split.model_copy(update={"metrics": metrics})
+    return system.model_copy(update={"result": system.result.model_copy(update={"splits": [split]})})
+
+
+def test_a_headline_says_nothing_of_tests_that_were_not_made() -> None:
+    untested = contest(contestant("old", HIGH), contestant("new", LOW))
+    assert untested.headline == "old has the best ROUGE-L: 61.5 %, 50.5 points ahead of new"
+    partly = contest(contestant("old", HIGH), contestant("new", LOW, HIGH), contestant("bf16", LOW))
+    assert partly.headline.endswith("50.5 points ahead of new; significantly better than new")
+
+
+def test_what_is_no_number_has_not_won() -> None:
+    broken = changed(contestant("broken", LOW), perplexity=math.nan)
+    fine = changed(contestant("fine", LOW), perplexity=7.0)
+    assert contest(broken, fine).headline == "fine has the best Perplexity: 7.0"
+    assert contest(broken).headline == "no system has a figure that all could be compared by"
+
+
+def test_names_and_figures_that_cannot_be_drawn_do_not_cost_the_page(tmp_path: Path) -> None:
+    endless = changed(contestant("runs/$a_{$", LOW), perplexity=math.inf)
+    paths = write_contest(contest(endless, changed(contestant("fine", LOW), perplexity=7.0)), tmp_path)
+    assert "∞" in paths.html.read_text()
+    assert Contest.model_validate_json(paths.json.read_text()).systems[0].split.metrics["perplexity"] == math.inf

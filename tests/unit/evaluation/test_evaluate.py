@@ -27,7 +27,8 @@ from rayloom.evaluation import (
     write_report,
 )
 from rayloom.evaluation.resources import percentile
-from rayloom.evaluation.tables import figure
+from rayloom.evaluation.summary import significance
+from rayloom.evaluation.tables import figure, text_table
 from rayloom.evaluation.units import duration, size
 from rayloom.generation import TextGenerator
 from tests.unit.evaluation.html_pages import Page
@@ -334,3 +335,39 @@ def test_losses_of_rows_add_up_and_are_those_of_the_row_alone(name: str, request
     alone = losses(rows[2:3], 1).by_row[0]
     assert together.by_row[2][1] == alone[1]
     assert together.by_row[2][0] == pytest.approx(alone[0], rel=1e-4)
+
+
+def test_slices_need_no_losses(t5_artifact: Path) -> None:
+    rows = [{"question": f"Why {n}?", "answer": f"Because {n}.", "kind": f"k{n % 2}"} for n in range(4)]
+    config = CONFIG.model_copy(update={"slice_by": ["kind"], "num_resamples": 20})
+    generator = TextGenerator(t5_artifact, device="cpu", precision="bf16")
+    split = evaluate_split(generator, rows, opened(t5_artifact)[2], split="test", config=config)
+    assert [(each.value, each.num_rows) for each in split.slices] == [("k0", 2), ("k1", 2)]
+    assert all("rougeL" in each.metrics and "perplexity" not in each.metrics for each in split.slices)
+
+
+def test_continuations_name_the_rows_that_they_go_on_from(lm_artifact: Path) -> None:
+    generator, splits, columns, _ = opened(lm_artifact)
+    rows = [{"text": " "}, *splits.train[:2]]
+    split = evaluate_split(generator, rows, columns, split="test", config=CONFIG)
+    assert [each.row for each in split.predictions] == [1, 2]
+    assert all(str(rows[each.row]["text"]).startswith(each.input.split()[0]) for each in split.predictions)
+
+
+def test_rows_whose_first_ones_alone_are_equal_are_not_the_same(lm_artifact: Path) -> None:
+    generator, splits, columns, _ = opened(lm_artifact)
+    rows = [{"text": f"row {n} says that {n}"} for n in range(10)]
+    config = CONFIG.model_copy(update={"num_resamples": 20})
+
+    def split(rows: list[dict[str, str]]) -> SplitResult:
+        return evaluate_split(generator, rows, columns, split="test", config=config)
+
+    one, same, other = split(rows), split(rows), split([*rows[:9], {"text": "row 9 says more"}])
+    assert set(significance(one, same, config)) == {"loss", "perplexity"}
+    assert significance(one, other, config) == {}
+    earlier = other.model_copy(update={"rows_hash": ""})
+    assert set(significance(one, earlier, config)) == {"loss", "perplexity"}, "a report that does not tell is believed"
+
+
+def test_every_line_end_stays_inside_its_cell() -> None:
+    assert text_table(["a"], [["x\r\ny\rz\nw"]]).splitlines()[-1] == "| x<br>y<br>z<br>w |"

@@ -177,3 +177,64 @@ def test_a_report_of_another_artifact_is_refused(
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(RequestError, match="is no report"):
         attach_report(registry, "qa@1", tmp_path / "x.json")
+
+
+def against(registry: Registry, metric: str, mine: EvaluationResult, theirs: EvaluationResult, folder: Path) -> str:
+    """Why the gate does not let qa@2 pass that was measured so beside qa@1 in production; empty where it does."""
+    registry.set_gate("qa", gate())
+    registry.promote(judge(registry, "qa@1").id)
+    registry.set_gate("qa", gate(against_production={"metric": metric}))
+    for version, result in {"qa@1": theirs, "qa@2": mine}.items():
+        artifact = {"digest": registry.get(version).digest}
+        path = folder / f"{version}.json"
+        path.write_text(ReportDocument(result=result.model_copy(update={"artifact": artifact})).model_dump_json())
+        attach_report(registry, version, path)
+    return failed(judge(registry, "qa@2")).get(f"{metric} against production", "")
+
+
+def with_split(result: EvaluationResult, **changes: object) -> EvaluationResult:
+    (split,) = result.splits
+    return result.model_copy(update={"splits": [split.model_copy(update=changes)]})
+
+
+@pytest.mark.parametrize("metric", ["nll", "loss", "perplexity"])
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e6])
+def test_a_model_that_has_broken_down_does_not_pass_for_no_loss(
+    registry: Registry, measured: EvaluationResult, tmp_path: Path, metric: str, loss: float
+) -> None:
+    (split,) = measured.splits
+    broken = [(loss, 1), *((1e6 if loss == 1e6 else nll, 1) for nll, _ in split.row_losses[1:])]
+    assert "against qa@1 on 24 rows" in against(
+        registry, metric, with_split(measured, row_losses=broken), measured, tmp_path
+    )
+
+
+def test_what_is_better_than_an_infinite_perplexity_passes(
+    registry: Registry, measured: EvaluationResult, tmp_path: Path
+) -> None:
+    (split,) = measured.splits
+    endless = with_split(measured, row_losses=[(800.0, 1) for _ in split.row_losses])
+    assert against(registry, "perplexity", measured, endless, tmp_path) == ""
+
+
+def test_rows_without_the_score_do_not_make_a_comparison_believed(
+    registry: Registry, measured: EvaluationResult, tmp_path: Path
+) -> None:
+    (split,) = measured.splits
+    scores = [each.scores | ({"coherence": 0.5} if each.row < 3 else {}) for each in split.predictions]
+    predictions = [
+        each.model_copy(update={"scores": found}) for each, found in zip(split.predictions, scores, strict=True)
+    ]
+    result = with_split(measured, predictions=predictions)
+    assert against(registry, "coherence", result, result, tmp_path).startswith("3 rows are too few")
+
+
+@pytest.mark.parametrize(("metric", "key", "passes"), [("rougeL", "use_stemmer", False), ("nll", "use_stemmer", True)])
+def test_figures_that_were_taken_in_different_ways_are_not_compared(
+    registry: Registry, measured: EvaluationResult, tmp_path: Path, metric: str, key: str, *, passes: bool
+) -> None:
+    other = measured.model_copy(update={"evaluation": measured.evaluation | {key: not measured.evaluation[key]}})
+    told = against(registry, metric, measured, other, tmp_path)
+    assert told == (
+        "" if passes else f"qa@1 was measured with another evaluation.{key} than this one: evaluate both with the same"
+    )

@@ -133,3 +133,8 @@ def test_an_evaluation_with_a_scorer_has_its_figures(
 def test_an_encoder_decoder_cannot_judge(t5_artifact: Path) -> None:
     with pytest.raises(ModelError, match="a causal model such as SmolLM2 is wanted"):
         open_scorer(str(t5_artifact), "cpu")
+
+
+def test_texts_that_are_all_the_same_have_a_self_bleu_of_one_and_no_more() -> None:
+    assert self_bleu(["the cat sat on the mat today"] * 3) == 1.0
+    assert self_bleu(["", "", ""]) == 0.0

@@ -79,7 +79,24 @@ def length(predictions: list[str], references: list[str], rows: list[dict[str, o
     return [float(len(text)) for text in predictions]
 
 
-@pytest.mark.parametrize("given_back", [[1.0], [1.0, float("nan")], None])
+@pytest.mark.parametrize("given_back", [[1.0], [1.0, float("nan")], None, 0.5, {0: 0.5, 1: 0.75}, "01", {0.0, 1.0}])
 def test_a_custom_metric_gives_one_finite_number_for_each_row(given_back: object) -> None:
     with pytest.raises(ConfigError, match="the metric 'odd'"):
         custom_scores({"odd": lambda *_: given_back}, ["a", "b"], ["", ""], [{}, {}])
+
+
+@pytest.mark.parametrize("name", ["rougeL", "bleu", "loss", "nll", "fluency_nll"])
+def test_a_custom_metric_does_not_take_the_place_of_ours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint(name, f"{__name__}:length", "rayloom.metrics")
+    monkeypatch.setattr(custom_metrics, "_installed", lambda: EntryPoints([point]))
+    with pytest.raises(ConfigError, match=f"the metric '{name}' .* has the name of one of rayloom's own"):
+        load_metrics([name])
+
+
+def test_a_custom_metric_that_is_no_function_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    points = EntryPoints([EntryPoint("name", f"{__name__}:__name__", "rayloom.metrics")])
+    monkeypatch.setattr(custom_metrics, "_installed", lambda: points)
+    with pytest.raises(ConfigError, match="the metric 'name' .* is no function but of the type str"):
+        load_metrics(["name"])

@@ -8,7 +8,14 @@ from sacrebleu.metrics import BLEU
 
 from rayloom.errors import RequestError
 from rayloom.evaluation.measures import corpus_measure
-from rayloom.evaluation.statistics import Measure, Resampling, compare_paired, intervals, mean_of
+from rayloom.evaluation.statistics import (
+    Measure,
+    Resampling,
+    compare_paired,
+    intervals,
+    mean_of,
+    num_shared_rows,
+)
 
 WORDS = ["river", "sea", "north", "the", "a", "long", "flows", "into", "wide", "old"]
 
@@ -114,3 +121,21 @@ def test_what_cannot_be_resampled_has_no_interval() -> None:
         compare_paired(mean_of([1.0, 2.0]), mean_of([1.0]), Resampling(50))
     with pytest.raises(RequestError, match="num_resamples"):
         compare_paired(mean_of([1.0, 2.0]), mean_of([1.0, 3.0]), Resampling(0))
+
+
+def test_rows_without_the_score_are_not_counted_as_tested() -> None:
+    scores = [[0.5, 1.0], [0.0, 0.0], [0.0, 1.0], [0.2, 1.0]]
+    first = Measure(np.asarray(scores), lambda sums: float(sums[0] / sums[1]))
+    second = Measure(np.asarray([*scores[:2], [0.0, 0.0], scores[3]]), first.score)
+    assert num_shared_rows(first, second) == 2
+    assert compare_paired(first, second, Resampling(1)).num_rows == 2
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+@pytest.mark.parametrize("test", ["randomization", "bootstrap"])
+def test_a_score_that_is_no_number_is_compared_without_a_word_of_numpy(odd: float, test: str) -> None:
+    good = mean_of([1.0, 2.0, 3.0], smaller_is_better=True)
+    found = compare_paired(good, mean_of([1.0, odd, 3.0], smaller_is_better=True), Resampling(50), test=test)
+    assert not np.isfinite(found.difference)
+    assert (found.p_value, found.p_worse) == (1.0, 1.0)
+    assert intervals({"odd": mean_of([1.0, odd])}, Resampling(50)) == {}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from rayloom.config import Sweep, SweepConfig, load_run_config, validate
 from rayloom.config.run import RunConfig
@@ -27,6 +28,7 @@ from rayloom.launch.sweeping.promoting import promote, read_results
 from rayloom.launch.sweeping.ranking import results_of, spearman
 from rayloom.launch.sweeping.results import write_results
 from rayloom.launch.sweeping.state import Handover, Report, SweepState, TrialRecord
+from rayloom.launch.sweeping.terminal import live_table, results_table
 from rayloom.launch.sweeping.trial import Spec, chosen_run, replay, trial_config
 from rayloom.launch.tracking.folder import RunFolder
 from rayloom.registry import Registry
@@ -321,3 +323,39 @@ def test_axes_place_values_between_their_ends():
     size = Scale.of(sweep["training.batch_size"], [8, 4])
     assert (size.place(4), size.place(8)) == (0, 1)
     assert Scale.of_numbers([2.0, 2.0]).place(2.0) == 0.5
+
+
+def test_losses_on_other_rows_are_not_paired(state, folder):
+    for name, rows in {"trial-000": "b", "trial-001": "a", "trial-004": "a"}.items():
+        place = RunFolder(f"{folder.path}/{name}")
+        split = SplitResult.model_validate_json(place.read(MEASURED))
+        place.write(MEASURED, split.model_copy(update={"rows_hash": rows}).model_dump_json())
+    verdicts = {each.record.name: each.verdict for each in results_of(make_sweep(), state).finished}
+    assert verdicts == {"trial-001": "best", "trial-004": "within noise", "trial-000": "not tested"}
+
+
+def test_settings_with_brackets_and_dollars_are_shown_as_they_are(folder):
+    key, templates = "dataset.prompt_template", ["[INST] {input} [/INST]", "$x_{$ {input}"]
+    state = SweepState(folder)
+    for number, template in enumerate(templates):
+        made = TrialRecord(number, {key: template}, end="finished", score=1.0 + number, artifact="/nowhere")
+        made.add(Report(made.run, 10, 1, {"loss": 1.0 + number}))
+        state.trials[number] = made
+    sweep = make_sweep(space={key: {"choice": templates}}, num_trials=2)
+    results = results_of(sweep, state)
+    console = Console(file=io.StringIO(), width=200)
+    for table in (results_table(results), live_table(sweep, state, set())):
+        console.print(table)
+    assert console.file.getvalue().count("[INST] {input} [/INST]") == 2
+    assert "$x_{$ {input}" in Path(write_results(results, folder).html).read_text()
+
+
+def test_figures_that_json_has_no_word_for_are_texts(state, folder):
+    state.trials[2].reports[0].metrics["perplexity"] = float("inf")
+    paths = write_results(results_of(make_sweep(), state), folder)
+
+    def refused(word: str) -> None:
+        pytest.fail(f"{word} is no JSON")
+
+    document = json.loads(Path(paths.json).read_text(), parse_constant=refused)
+    assert document["trials"][3]["reports"][0]["metrics"] == {"loss": 4.0, "perplexity": "Infinity"}

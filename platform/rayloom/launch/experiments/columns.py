@@ -156,6 +156,6 @@ def value_of(name: str, record: CellRecord) -> Value | None:
 
 
 def _of_training(name: str, trained: Trained | None) -> Value | None:
-    if trained is None or name not in trained.metrics:
+    if trained is None or math.isnan(trained.metrics.get(name, math.nan)):
         return None
     return Value(trained.metrics[name])

@@ -118,8 +118,8 @@ def _measuring(known: Sequence[CellRecord]) -> list[tuple[str, str]]:
 
 def _note(plan: Plan, records: Mapping[str, CellRecord]) -> str:
     """How to read the brackets."""
-    if len(plan.experiment.seeds) > 1:
-        return f"Means over {len(plan.experiment.seeds)} seeds of training; in brackets the least and the greatest."
+    if plan.num_seeds > 1:
+        return f"Means over {plan.num_seeds} seeds of training; in brackets the least and the greatest."
     options = next((record.result.evaluation for record in records.values() if record.result is not None), None)
     if options is None or not options.get("num_resamples"):
         return "Each row is one run."

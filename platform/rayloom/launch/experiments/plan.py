@@ -90,6 +90,11 @@ class Plan:
         return f"{self.path.stem}-quick" if self.is_quick else self.path.stem
 
     @property
+    def num_seeds(self) -> int:
+        """Trainings of each row of the table."""
+        return len({cell.seed for cell in self.cells})
+
+    @property
     def root(self) -> Path:
         """Folder of its runs and of what has been measured."""
         return Path(self.experiment.storage_path).expanduser().absolute() / self.name
@@ -166,7 +171,7 @@ def _cell(origin: _Origin, point: Point, seed: int | None, changes: dict[str, An
         config = load_run_config(origin.path.parent / system.config, overrides)
         # What only says how it is measured must not part cells whose training is the same.
         training = config.model_copy(update={"generation": base.generation, "evaluation": base.evaluation})
-        training_key = _hash({name: _dump(training)[name] for name in _OF_TRAINING} | _files(config.dataset))
+        training_key = _training_key(training)
         asked = config.generation.model_dump(mode="json", exclude_unset=True)
     else:
         assert system.artifact is not None
@@ -177,6 +182,13 @@ def _cell(origin: _Origin, point: Point, seed: int | None, changes: dict[str, An
     measured = {"evaluation": _dump(config)["evaluation"], "parameters": parameters, **_files(config.dataset)}
     key = _hash({"training": training_key, "split": origin.experiment.measure, **measured})
     return Cell(origin.name, point, seed, config, training, system.artifact, parameters, training_key, key)
+
+
+def _training_key(training: RunConfig) -> str:
+    # Validation answers with these parameters, and the artifact has them for its own.
+    generation = training.generation.model_dump(mode="json", exclude_unset=True)
+    decides = {name: _dump(training)[name] for name in _OF_TRAINING} | _files(training.dataset)
+    return _hash(decides | ({"generation": generation} if generation else {}))
 
 
 def _of_generation(changes: Mapping[str, Any]) -> dict[str, Any]:

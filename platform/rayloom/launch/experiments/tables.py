@@ -44,8 +44,10 @@ class Row:
     def value(self, name: str) -> Value | None:
         """A figure: the mean over seeds with the range, or of one cell with its interval. None where it has none."""
         found = [value for record in self.records if (value := value_of(name, record)) is not None]
-        if len(found) <= 1:
-            return found[0] if found else None
+        if not found or len(found) < len(self.records):  # a mean over those that came well through would flatter
+            return None
+        if len(found) == 1:
+            return found[0]
         values = [each.value for each in found]
         return Value(math.fsum(values) / len(values), min(values), max(values))
 
@@ -80,7 +82,10 @@ def table(plan: Plan, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def _figures(row: Row, names: Sequence[str]) -> list[str]:
     if not row.records:
         return [row.state, *("–" for _ in names[1:])]
-    return [_text(name, row.value(name)) for name in names]
+    first, *others = (_text(name, row.value(name)) for name in names)
+    if row.state:
+        first = f"{first}; {len(row.records)} of {len(row.cells)} seeds, {row.state}"
+    return [first, *others]
 
 
 def _text(name: str, found: Value | None) -> str:

@@ -35,7 +35,7 @@ def _best(known: Sequence[tuple[Row, Value]], shown: Column) -> tuple[Row, Value
 
 def _compared(plan: Plan, name: str, best: Row, others: Sequence[Row]) -> str:
     tests = [(row, _p_value(name, best, row)) for row in others]
-    if plan.experiment.seeds[1:] or any(p_value is None for _, p_value in tests):
+    if plan.num_seeds > 1 or any(p_value is None for _, p_value in tests):
         return "no test was made of the difference"
     close = [row for row, p_value in tests if p_value is not None and p_value >= _SIGNIFICANT]
     if not close:

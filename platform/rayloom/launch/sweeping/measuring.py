@@ -10,7 +10,7 @@ from rayloom.data import Row, columns_for, encode_rows, load_splits
 from rayloom.evaluation import Evaluator
 from rayloom.evaluation.perplexity import token_loss
 from rayloom.evaluation.results import SplitResult
-from rayloom.evaluation.summary import summarised
+from rayloom.evaluation.summary import hash_of_rows, summarised
 from rayloom.generation import TextGenerator
 from rayloom.launch.tracking.folder import RunFolder
 
@@ -64,5 +64,6 @@ def _measured(
         metrics={"loss": loss.loss, "perplexity": loss.perplexity},
         num_target_tokens=loss.num_tokens,
         row_losses=list(loss.by_row),
+        rows_hash=hash_of_rows(rows, columns),
     )
     return summarised(split, options, rows)

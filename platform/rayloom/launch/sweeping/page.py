@@ -88,7 +88,7 @@ def note(results: Results) -> str:
         "difference is that of the artifacts, measured anew. It tells how much of the gap is the choice of rows, not "
         "how much another seed would change."
         if tested
-        else "Differences were not tested: too few trials finished, or intervals were off."
+        else "Differences were not tested: too few trials finished, on other validation rows, or intervals were off."
     )
     if any(each.verdict == "stopped" for each in results.trials):
         text += " Stopped: the scheduler saw others do better at the same point; the figure is the best until then."

@@ -8,10 +8,14 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
 from rayloom.config import dump_yaml
 from rayloom.launch.sweeping.page import sweep_page
 from rayloom.launch.sweeping.ranking import Ranked, Results
 from rayloom.launch.tracking.folder import RunFolder
+
+_PLAIN = TypeAdapter(dict[str, Any], config=ConfigDict(ser_json_inf_nan="strings"))
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,9 @@ def write_results(results: Results, folder: RunFolder) -> ResultPaths:
 
 
 def document(results: Results) -> dict[str, Any]:
-    """All of it, for programs."""
+    """All of it, for programs. Infinite perplexities and the like, for which JSON has no word, are texts."""
     config = results.sweep.config
-    return {
+    found = {
         "name": results.sweep.name,
         "metric": config.metric,
         "mode": config.direction,
@@ -50,6 +54,8 @@ def document(results: Results) -> dict[str, Any]:
         "influence": results.influence,
         "trials": [_entry(rank, each) for rank, each in enumerate(results.trials, start=1)],
     }
+    plain: dict[str, Any] = json.loads(_PLAIN.dump_json(found))
+    return plain
 
 
 def _entry(rank: int, ranked: Ranked) -> dict[str, Any]:

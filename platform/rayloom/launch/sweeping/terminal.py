@@ -96,7 +96,7 @@ def live_table(sweep: Sweep, state: SweepState, running: set[int]) -> Table:
         step = _step(state, record) if how == "running" else str(record.steps)
         score = score_of(sweep, record)
         text = "" if score is None or math.isnan(score) else f"{score:.4f}"
-        settings = (shown(record.values[key]) for key in names)
+        settings = (escape(shown(record.values[key])) for key in names)
         table.add_row(record.name, f"[{_COLORS.get(how, 'yellow')}]{how}[/]", step, text, *settings)
     return table
 
@@ -108,7 +108,7 @@ def results_table(results: Results) -> Table:
     for rank, each in enumerate(results.trials, start=1):
         verdict = f"[{_VERDICTS.get(each.verdict, 'dim')}]{each.verdict}[/]"
         score = "–" if each.score is None else f"{each.score:.4f}"
-        settings = (shown(each.record.values[key]) for key in names)
+        settings = (escape(shown(each.record.values[key])) for key in names)
         table.add_row(str(rank), each.record.name, score, verdict, *settings, str(each.record.steps))
     return table
 

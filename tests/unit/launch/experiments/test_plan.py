@@ -147,3 +147,11 @@ def test_the_experiments_of_the_repository_can_be_planned(path: Path) -> None:
             assert all(Path(str(file)).is_file() for file in files)
     with pytest.raises(ConfigError, match="run it with rayloom experiments run"):
         load_job(path)
+
+
+def test_other_parameters_of_its_own_are_another_training(folder: Path) -> None:
+    """The artifact has them for its own, and validation answers with them."""
+    before = plan_experiment(written(folder)).cells[0]
+    (folder / "run.yaml").write_text(yaml.safe_dump(RUN | {"generation": {"repetition_penalty": 1.2}}))
+    after = plan_experiment(written(folder)).cells[:2]
+    assert after[0].training_key == after[1].training_key != before.training_key

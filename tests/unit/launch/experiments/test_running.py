@@ -206,3 +206,33 @@ def test_an_artifact_path_of_ones_own_is_refused(path: Path, artifact: Path) -> 
 def test_the_command_on_the_page_is_what_was_typed() -> None:
     found = _command(Path("jobs/a b.yaml"), ["output=x"], quick=True)
     assert found == "rayloom experiments run 'jobs/a b.yaml' --quick --set output=x"
+
+
+def test_a_seed_that_is_missing_is_told_beside_the_mean_of_the_others(path: Path, artifact: Path) -> None:
+    values = yaml.safe_load(path.read_text()) | {"seeds": [1, 2, 3], "vary": {}, "plot": None, "measure": "none"}
+    values["columns"] = ["train_s", "validation_loss"]
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    class Unlucky(Trainer):
+        def __call__(self, config: RunConfig, *, sink: Any, announce: Any) -> Any:
+            seed = config.training.seed
+            if seed == 3:
+                raise TrainingError("the loss is not finite at step 3")
+            outcome = super().__call__(config, sink=sink, announce=announce)
+            loss = float("nan") if seed == 2 else 2.0
+            return Outcome(outcome.artifact, outcome.metrics | {"train_s": 10.0 * seed, "loss": loss})
+
+    page = run(plan_experiment(path), Unlucky(artifact), Seen())
+    assert "| 15.0 s (10.0 s to 20.0 s); 2 of 3 seeds, failed: the loss is not finite at step 3 | – |" in page
+
+
+def test_a_quick_page_speaks_of_the_one_seed_that_it_took(path: Path, artifact: Path) -> None:
+    values = yaml.safe_load(path.read_text()) | {"seeds": [1, 2], "vary": {}, "plot": None, "columns": ["rougeL"]}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    run(plan_experiment(path), Trainer(artifact), Seen())
+    plan = plan_experiment(path, quick=True)
+    bench = Workbench(train=Trainer(artifact), measure=measure, session=lambda workers: contextlib.nullcontext())
+    run_experiment(plan, Seen().watch(), command=COMMAND, device="cpu", workbench=bench)
+    pages = {name: (path.parent / "docs" / f"{name}.md").read_text() for name in ("beams", "beams-quick")}
+    assert ["Means over 2 seeds of training" in page for page in pages.values()] == [True, False]
+    assert "Each row is one run." in pages["beams-quick"]
