@@ -98,7 +98,7 @@ def main() -> None:
         Side("generate, row by row", functools.partial(with_generate, work)),
     ]
     warm_up(sides, work.rows[:2])
-    take_turns(sides, work.rows, options.part)
+    take_turns(console, sides, work.rows, options.part)
     show(console, sides, work)
 
 
@@ -159,11 +159,14 @@ def warm_up(sides: Sequence[Side], rows: Sequence[Row]) -> None:
         side.answer(rows)
 
 
-def take_turns(sides: Sequence[Side], rows: Sequence[Row], size: int) -> None:
+def take_turns(console: Console, sides: Sequence[Side], rows: Sequence[Row], size: int) -> None:
     """Both sides answer part after part."""
     for number, start in enumerate(range(0, len(rows), size)):
+        part = rows[start : start + size]
         for side in sides[:: -1 if number % 2 else 1]:
-            side.turn(rows[start : start + size])
+            side.turn(part)
+        told = ", ".join(f"{side.name} {side.seconds[-1]:.0f} s" for side in sides)
+        console.print(f"  rows {start + 1} to {start + len(part)}: {told}", style="dim", highlight=False)
 
 
 def show(console: Console, sides: Sequence[Side], work: Work) -> None:
