@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from rayloom.engine.masks import Mask, intersect
 from rayloom.engine.request import Constraint, FinishReason
@@ -41,7 +41,8 @@ class MaskPool:
     """Next masks of sequences, on the way while the step that needs them runs.
 
     Only the thread that drives the engine calls it. Between `prepare` and `collect` constraints of a sequence must not
-    be advanced; whoever drops or forks a sequence in between calls `collect` or `forget` first, or never asks again.
+    be advanced or asked anything; whoever does so in between calls `settle` first, and whoever drops a sequence calls
+    `forget`.
 
     Args:
         num_threads: Threads; half as many as cores where not given, but few: the model needs the cores, too.
@@ -78,6 +79,11 @@ class MaskPool:
         """Drop what was prepared for sequences that ended."""
         for constraints in sequences:
             self._running.pop(_key(constraints), None)
+
+    def settle(self, sequences: Sequence[Sequence[Constraint]]) -> None:
+        """Drop what was prepared for these sequences, once no thread is at it any more."""
+        running = [self._running.pop(_key(constraints), None) for constraints in sequences]
+        wait([entry[1] for entry in running if entry])
 
     def close(self) -> None:
         """End the threads."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from rayloom.engine.adapter_turns import AdapterTurns, Places
 from rayloom.engine.blocks import BLOCK, blocks_for
-from rayloom.engine.fairness import WaitingQueue
+from rayloom.engine.fairness import Account, WaitingQueue
 from rayloom.engine.plan import Limits, Plan, Reading, Span
 from rayloom.engine.request import Group, Sequence, Status
 from rayloom.engine.seating import Seating, Ticket
@@ -306,18 +306,23 @@ class Scheduler:
     def _share(self, step: _Step) -> None:
         """Seat those who wait while others have more slots than their share, in place of those others' last."""
         while len(self._waiting) and (
-            claim := find_claim(self._waiting.lanes, self._tickets, self._running, self.num_free_slots)
+            claim := find_claim(self._waiting.lanes, self._claimant, self._running, self.num_free_slots)
         ):
             ticket, going = claim
-            # Without its size in free blocks somebody might make room for nothing.
-            if self._seating.most_blocks(ticket) > self.num_free_blocks or not self._turns.hold(ticket.group):
-                return
+            if not self._turns.hold(ticket.group):
+                continue  # none with that adapter is a claimant any more in this step
             for other in going:
                 self._running.remove(other)
                 self._displace(other, step)
             seated = self._seating.seat(ticket)
             assert seated
             self._start(ticket, step)
+
+    def _claimant(self, account: Account) -> Ticket | None:
+        """An owner's next group that may run, if its size is there in blocks: nobody makes room for nothing."""
+        group = next(filter(self._turns.may_run, account.waiting), None)
+        ticket = None if group is None else self._tickets[group.group_id]
+        return ticket if ticket and self._seating.most_blocks(ticket) <= self.num_free_blocks else None
 
     def _start(self, ticket: Ticket, step: _Step) -> None:
         self._waiting.remove(ticket.account, ticket.group)
@@ -328,6 +333,8 @@ class Scheduler:
     def _displace(self, victim: Ticket, step: _Step) -> None:
         """A group that ran waits again."""
         self._vacate(victim)
+        if victim.group in step.admitted:
+            step.admitted.remove(victim.group)  # in this very step: it has no slot any more
         victim.group.status = Status.WAITING
         self._waiting.push(victim.account, victim.group)
         step.preempted.append(victim.group)

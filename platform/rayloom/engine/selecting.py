@@ -93,9 +93,12 @@ class Selector:
         if search := self._searches.get(group.group_id):
             return tuple(search.give_up())
         answers = self._answers[group.group_id]
+        if self._masks:
+            self._masks.settle([sequence.constraints for sequence in group.sequences])
         for sequence in group.sequences:
             answers[sequence.index] = _hypothesis(group, sequence, reason_of_end(sequence.constraints, "time"))
-        return tuple(answers[index] for index in sorted(answers))
+        # Before its first token a group has one sequence for all of its answers.
+        return tuple(answers.get(index, answers[0]) for index in range(group.request.params.num_return_sequences))
 
     def _fork(self, group: Group, parents: Seq[int]) -> list[tuple[int, int]]:
         """Continue the given sequences: constraints follow the cache.

@@ -181,11 +181,7 @@ class EngineService:
         ticket = self._tickets.get(event.group_id)
         if ticket is None:
             return
-        try:
-            ticket.tell(event)
-        except Exception:  # its event loop is closed: nobody listens any more
-            logger.exception("a listener failed; its request is dropped")
-            ticket.cancel()
+        _tell(ticket, event)
         if isinstance(event, Done | Failed):
             del self._tickets[event.group_id]
 
@@ -211,7 +207,7 @@ class EngineService:
         try:
             ticket.group_id = self._engine.submit(request)
         except Exception as error:
-            ticket.tell(Failed(-1, error))
+            _tell(ticket, Failed(-1, error))
         else:
             self._tickets[ticket.group_id] = ticket
 
@@ -225,6 +221,14 @@ class EngineService:
         for group_id in tickets:
             with contextlib.suppress(Exception):  # it is broken already, and the rest must go, too
                 self._engine.cancel(group_id)
+
+
+def _tell(ticket: Ticket, event: Event) -> None:
+    try:
+        ticket.tell(event)
+    except Exception:  # its event loop is closed: nobody listens any more
+        logger.exception("a listener failed; its request is dropped")
+        ticket.cancel()
 
 
 def _threadsafe(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event]) -> Callable[[Event], None]:

@@ -139,6 +139,7 @@ class PretendEngine:
         for group in plan.admitted:
             watch = self.live[group.group_id]
             watch.admitted_at = self.num_steps if watch.admitted_at is None else watch.admitted_at
+            assert group.status is Status.RUNNING, "its rows are filled, so it has slots"
             for sequence in group.sequences:
                 self._rows[sequence.slot] = list(sequence.tokens)
         for span in plan.spans:
@@ -305,7 +306,7 @@ def _order(group: Group) -> tuple[int, int]:
 
 def _check_shares(plan: Plan, before: list[Group]) -> None:
     """Some made room for others who had less: their owners keep what came first."""
-    going = {_lane(group) for group in plan.preempted}
+    going = {_lane(group) for group in plan.preempted if group in before}
     assert {_lane(group) for group in plan.admitted} - going, "somebody else gets what they had"
     for owner in going:
         theirs = [group for group in before if _lane(group) == owner]

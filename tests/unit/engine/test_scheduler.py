@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -382,6 +383,104 @@ def test_nobody_makes_room_where_blocks_would_not_do() -> None:
     engine.add(make_request([2] * (8 * BLOCK), new=8, owner="large"))
     assert not engine.step().preempted
     engine.run()
+
+
+def test_who_has_no_more_than_a_share_makes_no_room() -> None:
+    """A has six slots of eight and B two, which came later: it is A who makes room for C."""
+    engine = PretendEngine(Limits(num_blocks=400, max_sequences=8), stop_rate=0.0)
+    for owner, count in (("a", 9), ("b", 2), ("c", 1)):
+        for _ in range(count):
+            engine.add(make_request([1] * 5, new=30, owner=owner))
+        plan = engine.step()
+    assert [group.request.owner for group in plan.preempted] == ["a"]
+    assert [group.request.owner for group in plan.admitted] == ["c"]
+
+
+@pytest.mark.parametrize("hindrance", ["blocks", "place"])
+def test_a_share_that_cannot_be_given_now_holds_up_no_other(hindrance: str) -> None:
+    limits = Limits(num_blocks=16, max_sequences=4)
+    engine = PretendEngine(limits, stop_rate=0.0, num_places=1 if hindrance == "place" else None)
+    for _ in range(6):
+        engine.add(make_request([1], new=8, adapter="a", owner="first"))
+    engine.step()
+    prompt = [2] * (10 * BLOCK if hindrance == "blocks" else 1)
+    hindered = engine.add(make_request(prompt, new=8, adapter="b", owner="hindered"))
+    other = engine.add(make_request([3], new=8, owner="other"))
+    engine.step()
+    assert hindered.admitted_at is None
+    assert other.admitted_at == other.added_at
+    engine.run()
+
+
+def test_free_slots_are_kept_for_who_is_more_urgent() -> None:
+    engine = PretendEngine(Limits(num_blocks=400, max_sequences=8), stop_rate=0.0)
+    ending = [engine.add(make_request([1], new=new, priority=1, owner="first")) for new in (6, 9)]
+    for _ in range(6):
+        engine.add(make_request([1], new=50, priority=1, owner="first"))
+    engine.step()
+    urgent = engine.add(make_request([1], new=8, beams=2, owner="urgent"))
+    for _ in range(2):
+        engine.add(make_request([1], new=50, beams=2, priority=1, owner="second"))
+        while ending[0].finished_at is None:
+            engine.step()
+    engine.run()
+    assert urgent.admitted_at == (ending[1].finished_at or 0) + 1
+
+
+def test_who_is_seated_and_makes_room_in_one_step_has_no_slot() -> None:
+    """B takes a free slot and one of A's, C has a right to it, and A's other group is too wide to make room."""
+    engine = PretendEngine(Limits(num_blocks=400, max_sequences=9), stop_rate=0.0)
+    engine.add(make_request([1], new=30, beams=6, owner="a"))
+    for owner in "ab":
+        engine.add(make_request([1], new=30, owner=owner))
+    engine.step()
+    wide = engine.add(make_request([1], new=30, beams=2, owner="b"))
+    small = engine.add(make_request([1], new=30, owner="c"))
+    plan = engine.step()
+    assert wide.group in plan.preempted
+    assert plan.admitted == (small.group,)
+    engine.run()
+
+
+def test_many_owners_come_and_go_and_each_has_what_is_due() -> None:
+    draw = random.Random(3)
+    engine = PretendEngine(Limits(num_blocks=2000, max_sequences=12), stop_rate=0.02)
+    num_sharing = 0
+    for step in range(1500):
+        for _ in range(draw.choice([0, 0, 1, 2, 5]) if len(engine.live) < 60 else 0):
+            name = f"{draw.randrange(4) if draw.random() < 0.7 else draw.randrange(4, 40)}"
+            engine.add(make_request([draw.randrange(3)] * draw.randint(1, 30), new=draw.randint(1, 40), owner=name))
+        if engine.live and draw.random() < 0.2:
+            engine.cancel(draw.choice(sorted(engine.live)))
+        before = Counter(w.group.request.owner for w in engine.live.values() if w.group.status is Status.RUNNING)
+        present = {watch.group.request.owner for watch in engine.live.values()}
+        num_free = engine.scheduler.num_free_slots
+        plan = engine.step()
+        going, coming = (Counter(g.request.owner for g in side) for side in (plan.preempted, plan.admitted))
+        share = max(1, 12 // max(1, len(present)))
+        after = before - going + coming
+        assert all(before[owner] > share for owner in going), f"step {step}: nobody within a share makes room"
+        assert len(plan.preempted) <= len(plan.admitted)
+        waiting = {w.group.request.owner for w in engine.live.values() if w.group.status is Status.WAITING}
+        if not num_free and max(after.values()) > share:
+            assert all(after[owner] >= share for owner in waiting), f"step {step}: a share is given at once"
+        num_sharing += bool(plan.preempted)
+    assert num_sharing > 100
+    engine.run()
+
+
+def test_making_room_again_and_again_costs_no_more_than_one_recomputation_each() -> None:
+    """Tiny requests, one after another: the same group of the flood may have to go for each, but none starves."""
+    engine = PretendEngine(Limits(num_blocks=400, max_sequences=4), stop_rate=0.0)
+    flood = [engine.add(make_request([1] * 40, new=20, owner="flood")) for _ in range(12)]
+    num_tiny = 0
+    while any(watch.finished_at is None for watch in flood):
+        if engine.num_steps % 2:
+            engine.add(make_request([2], new=1, owner="tiny"))
+            num_tiny += 1
+        engine.step()
+        assert engine.num_steps < 12 * 20
+    assert 0 < engine.num_preempted <= num_tiny
 
 
 def test_owners_get_equal_tokens_whatever_the_size_of_their_requests() -> None:

@@ -131,6 +131,18 @@ def test_a_listener_that_fails_loses_only_its_own_request() -> None:
     wait_for(lambda: 1 in engine.cancelled)
 
 
+def test_a_refusal_that_nobody_hears_harms_nobody() -> None:
+    service = EngineService(CountingEngine())
+    others = service.events(asked(10_000))
+    next(others)
+
+    def closed(event: Event) -> None:
+        raise RuntimeError("event loop is closed")
+
+    service.submit(asked(20_000), closed)
+    assert len(list(others)) == 10_000
+
+
 def test_the_thread_ends_when_there_is_nothing_to_do_and_comes_back() -> None:
     service = EngineService(CountingEngine())
     service.result(asked(1))
