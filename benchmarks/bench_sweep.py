@@ -43,7 +43,7 @@ GRID: dict[str, Any] = {
     "space": {RATE: {"grid": [1e-4, 4e-4, 1.6e-3, 6.4e-3]}, RANK: {"grid": [4, 16, 32]}},
 }
 """Each epoch ends with a validation, which is where ASHA may stop a trial."""
-ASHA = GRID | {"scheduler": {"asha": {"grace": 1, "reduction": 2, "unit": "epochs"}}}
+ASHA = GRID | {"scheduler": {"asha": {"grace": 1, "unit": "epochs"}}}
 _HEALTHY = {"best", "within noise"}
 
 

@@ -77,6 +77,16 @@ def test_warm_starts_come_first_and_grids_are_crossed():
     assert crossed[0]["a.b"] == crossed[1]["a.b"]
 
 
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_a_grid_that_is_cut_short_is_not_gone_through_in_its_order(scheduler):
+    asked = {"space": {"a": {"grid": list(range(6))}, "b": {"grid": [1, 2]}}, "search": "grid", "num_trials": None}
+    whole, cut = points(config(**asked)), points(config(**asked, scheduler={scheduler: {}}))
+    assert cut != whole
+    assert sorted(cut, key=lambda point: (point["a"], point["b"])) == whole
+    assert cut == points(config(**asked, scheduler={scheduler: {}}))
+    assert cut != points(config(**asked, scheduler={scheduler: {}}, seed=1))
+
+
 def test_names_are_short_where_they_stay_different():
     assert short_names(["training.seed", "lora.r"]) == {"training.seed": "seed", "lora.r": "r"}
     assert short_names(["a.seed", "b.seed"]) == {"a.seed": "a.seed", "b.seed": "b.seed"}

@@ -12,12 +12,16 @@ from rayloom.config import Dimension, SweepConfig
 
 Point = dict[str, Any]
 """Settings of a trial by dotted key."""
+_COMPARING = ("asha", "median")
+"""Schedulers that stop a trial for what others did before it."""
 
 
 def points(config: SweepConfig) -> list[Point]:
     """The settings of all trials of a random or grid search, in order.
 
-    More trials only add to them: the first ones stay the same.
+    More trials only add to them: the first ones stay the same. Where a scheduler compares trials with those before
+    them, a grid is gone through in an order drawn by the seed: of values in rising order, each might be better than
+    all before it, and none would be stopped.
 
     Args:
         config: The sweep.
@@ -29,6 +33,8 @@ def points(config: SweepConfig) -> list[Point]:
     drawn += [draw(others, seed=config.seed, number=number) for number in range(len(drawn), draws)]
     combinations = [dict(zip(crossed, values, strict=True)) for values in itertools.product(*crossed.values())]
     found = [{**point, **combination} for point in drawn for combination in combinations]
+    if config.search == "grid" and config.scheduler.kind in _COMPARING:
+        random.Random(f"{config.seed}/order").shuffle(found)
     return [{key: point[key] for key in config.space} for point in found]
 
 
