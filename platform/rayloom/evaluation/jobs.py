@@ -23,7 +23,7 @@ from rayloom.evaluation.summary import significance
 from rayloom.generation import Opened, TextGenerator
 from rayloom.models import LoadedModel, ModelSource, load_model, resolve_source
 from rayloom.registry import locate
-from rayloom.training.continuing import find_start, start_source
+from rayloom.training.continuing import chain_source
 
 _MOST_STREAMED_BYTES = 64 << 20
 """More of a corpus that is not held in memory is evaluated only on request."""
@@ -162,12 +162,13 @@ def start_of(config: RunConfig, *, tokenizer: str | None) -> ModelSource:
     Raises:
         UserError: There is no such model, or the checkpoint cannot be used.
     """
-    if config.model.random_init is not None:
-        return resolve_source(config.model.model_copy(update={"tokenizer": tokenizer}), seed=config.training.seed)
-    start = find_start(config.model.name, note=lambda _: None)
-    if start is None:
-        return resolve_source(config.model)
-    return start_source(start, start_of(start.config, tokenizer=tokenizer), tokenizer=config.model.tokenizer)
+
+    def first(run: RunConfig) -> ModelSource:
+        if run.model.random_init is None:
+            return resolve_source(run.model)
+        return resolve_source(run.model.model_copy(update={"tokenizer": tokenizer}), seed=run.training.seed)
+
+    return chain_source(config, first, note=lambda _: None)
 
 
 def _is_adapter(artifact: Artifact | None) -> bool:

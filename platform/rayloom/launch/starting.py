@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from rayloom.config import RunConfig
 from rayloom.models import ModelSource, resolve_source
-from rayloom.training.continuing import find_start, start_source
+from rayloom.training.continuing import chain_source, find_start
 
 Note = Callable[[str], None]
 """Takes a line for people."""
@@ -41,8 +41,8 @@ def find_source(config: RunConfig, texts: Callable[[RunConfig], Iterator[str]], 
     Raises:
         UserError: There is no such model, or the checkpoint cannot be used.
     """
-    start = None if config.model.random_init else find_start(config.model.name, note=note)
-    if start is None:
-        return resolve_source(config.model, corpus=lambda: texts(config), seed=config.training.seed)
-    note(f"starting from step {start.commit.step} of {start.place}")
-    return start_source(start, find_source(start.config, texts, note=note), tokenizer=config.model.tokenizer)
+
+    def first(run: RunConfig) -> ModelSource:
+        return resolve_source(run.model, corpus=lambda: texts(run), seed=run.training.seed)
+
+    return chain_source(config, first, note=note)

@@ -80,6 +80,26 @@ def find_start(name: str, *, note: Callable[[str], None]) -> Start | None:
     return Start(place, config, commit)
 
 
+def chain_source(
+    config: RunConfig, first: Callable[[RunConfig], ModelSource], *, note: Callable[[str], None]
+) -> ModelSource:
+    """The model that a run starts from, through the runs that it goes on from.
+
+    Args:
+        config: The run.
+        first: The source of a run that starts from a model or from chance.
+        note: Takes a line for people.
+
+    Raises:
+        UserError: There is no such model, or a checkpoint cannot be used.
+    """
+    start = None if config.model.random_init else find_start(config.model.name, note=note)
+    if start is None:
+        return first(config)
+    note(f"starting from step {start.commit.step} of {start.place}")
+    return start_source(start, chain_source(start.config, first, note=note), tokenizer=config.model.tokenizer)
+
+
 def start_source(start: Start, base: ModelSource, *, tokenizer: str | None = None) -> ModelSource:
     """A model of its own with a checkpoint's weights, made once; an adapter is merged into its base.
 
