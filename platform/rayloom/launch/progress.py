@@ -39,6 +39,20 @@ class Sink(Protocol):
         """Show or keep one event."""
 
 
+@dataclass(frozen=True)
+class Awaited:
+    """A sink that training waits for.
+
+    After each validation it goes on once the checkpoint is safe and the sink has returned from all events up to there.
+    """
+
+    sink: Sink
+
+    def __call__(self, event: Event) -> None:
+        """See `Sink`."""
+        self.sink(event)
+
+
 def post(board: Any, event: Event) -> None:
     """Send an event to a `Board`, without waiting."""
     board.post.remote(pickle.dumps(event))

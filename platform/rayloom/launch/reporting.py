@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from rayloom.config import RunConfig, TrainingConfig
 from rayloom.launch.progress import Event, Note, post
 from rayloom.training import CheckpointSaver, EvalRecord, Progress, StepRecord, Storage
@@ -19,11 +21,14 @@ class WorkerReporter:
         place: The run's folder or URI.
         saver: Takes this worker's part of checkpoints.
         is_first: Whether this is rank 0, the only one that posts.
+        waits: Whether training goes on from a validation only when the driver has dealt with it, see `Awaited`.
     """
 
-    def __init__(self, config: RunConfig, board: Any, *, place: str, saver: CheckpointSaver, is_first: bool) -> None:
+    def __init__(
+        self, config: RunConfig, board: Any, *, place: str, saver: CheckpointSaver, is_first: bool, waits: bool = False
+    ) -> None:
         self._training, self._board, self._place = config.training, board, place
-        self._saver, self._is_first = saver, is_first
+        self._saver, self._is_first, self._waits = saver, is_first, waits
 
     def note(self, text: str) -> None:
         """A line for people."""
@@ -43,8 +48,11 @@ class WorkerReporter:
         Storage(self._place).upload(path, path.name)
 
     def checkpoint(self, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
-        """See `Reporter.checkpoint`. Returns while the files are still on their way."""
+        """See `Reporter.checkpoint`. Returns while the files are on their way, unless the driver is waited for."""
         self._saver.save(folder, progress, metrics, score_of(metrics, self._training))
+        if self._waits and metrics and self._is_first:  # the other ranks wait for this one in the next step
+            self._saver.flush()
+            ray.get(self._board.settled.remote())
 
     def _post(self, event: Event) -> None:
         if self._is_first:

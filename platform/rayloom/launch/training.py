@@ -18,7 +18,7 @@ from rayloom.errors import ConfigError, DivergedError, RayloomError, TrainingErr
 from rayloom.launch.corpus import corpus_workers
 from rayloom.launch.entry import train_worker
 from rayloom.launch.preparation import Prepared, prepare
-from rayloom.launch.progress import Note, Sink, both, watched
+from rayloom.launch.progress import Awaited, Note, Sink, both, watched
 from rayloom.launch.runs import Run, check_place
 from rayloom.launch.session import Cluster, ray_session
 from rayloom.launch.shipping import pack
@@ -61,7 +61,7 @@ def run_training(
 
     Args:
         config: The run.
-        sink: Takes progress as it comes.
+        sink: Takes progress as it comes. Training waits for one that is `Awaited`.
         announce: Called once all is ready to start.
         resume: Go on with the run that ``output.run_name`` names.
         begin: Puts a first checkpoint into a new run's store, which training then goes on from.
@@ -89,7 +89,7 @@ def run_training(
             files = ray.put(pack(prepared.source))
             with tracked(config, place=run.path, run_name=run.name, sink=sink) as tracking:
                 with watched(both(sink, tracking)) as board:
-                    payload = _payload(prepared, run, files, board, identity)
+                    payload = _payload(prepared, run, files, board, identity, waits=isinstance(sink, Awaited))
                     end = _returned(_fit(payload, run, cluster))
                 best = store.best()
                 if best is None:
@@ -158,7 +158,7 @@ def check_resources(config: RunConfig, cluster: Cluster) -> None:
         raise ConfigError("fp16 needs GPUs; on CPUs use bf16 or fp32", key="training.fp16")
 
 
-def _payload(prepared: Prepared, run: Run, files: Any, board: Any, identity: Identity) -> Payload:
+def _payload(prepared: Prepared, run: Run, files: Any, board: Any, identity: Identity, *, waits: bool) -> Payload:
     return Payload(
         config=prepared.config,
         source=prepared.source,
@@ -171,6 +171,7 @@ def _payload(prepared: Prepared, run: Run, files: Any, board: Any, identity: Ide
         board=board,
         place=run.path,
         identity=identity,
+        waits=waits,
     )
 
 

@@ -68,6 +68,8 @@ class Payload:
     """Folder or URI of the run."""
     identity: dict[str, str]
     """What decides the run's weights, see `rayloom.training.Identity`."""
+    waits: bool = False
+    """Whether the driver is waited for after each validation, see `rayloom.launch.progress.Awaited`."""
 
     def store(self) -> CheckpointStore:
         """The run's checkpoints."""
@@ -130,7 +132,14 @@ def run(job: Job, backend: Backend, payload: Payload) -> Progress:
         saved=lambda commit: payload.note(f"saved step {commit.step}"),
     )
     with _opened(store, chosen) as folder, saver:
-        reporter = WorkerReporter(config, payload.board, place=payload.place, saver=saver, is_first=member.rank == 0)
+        reporter = WorkerReporter(
+            config,
+            payload.board,
+            place=payload.place,
+            saver=saver,
+            is_first=member.rank == 0,
+            waits=payload.waits,
+        )
         if folder is not None:
             before = load_progress(folder)
             reporter.note(f"resumed at step {before.step} of {job.resumed(before).total_steps}")

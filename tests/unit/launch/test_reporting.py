@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from rayloom.errors import TrainingError
 from rayloom.launch import Run, reporting
+from rayloom.launch.board import Board
 from rayloom.launch.progress import Note
 from rayloom.launch.reporting import WorkerReporter, score_of
 from rayloom.training import CheckpointSaver, EvalRecord, Member, Progress, StepRecord, Storage
@@ -22,11 +25,27 @@ def posted(monkeypatch):
     return events
 
 
-def make(tmp_path, rank=0, **training):
+class AwaitedBoard:
+    """Stands for the handle of a board: what was safe when it was asked to settle."""
+
+    def __init__(self, store):
+        self.settled = self
+        self.store, self.safe = store, []
+
+    def remote(self):
+        latest = self.store.latest()
+        self.safe.append(latest and latest.step)
+
+
+def make(tmp_path, rank=0, board=None, **training):
     store, _ = store_at(tmp_path / "run" / "checkpoints")
     saver = CheckpointSaver(store, Member("a1", rank, 1), keep=3, saved=lambda commit: None)
     config = run_config(training=training)
-    reporter = WorkerReporter(config, None, place=str(tmp_path / "run"), saver=saver, is_first=rank == 0)
+    if board is not None:
+        board = board(store)
+    reporter = WorkerReporter(
+        config, board, place=str(tmp_path / "run"), saver=saver, is_first=rank == 0, waits=board is not None
+    )
     return reporter, saver, store
 
 
@@ -52,6 +71,45 @@ def test_a_checkpoint_carries_its_score(tmp_path, posted):
     saver.flush()
     commit = store.latest()
     assert (commit.step, commit.score, commit.metrics) == (5, 0.25, {"loss": 2.0, "rougeL": 0.25})
+
+
+def test_the_driver_is_waited_for_when_a_validation_is_safe(tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting.ray, "get", lambda answer: answer)
+    reporter, saver, store = make(tmp_path, board=AwaitedBoard)
+    board = reporter._board
+    reporter.checkpoint(part(tmp_path), Progress(step=5), {"loss": 2.0})
+    assert board.safe == [5]
+    (tmp_path / "part" / "state.json").write_text("{}")
+    reporter.checkpoint(tmp_path / "part", Progress(step=6), {})
+    saver.flush()
+    assert board.safe == [5], "nobody decides on a checkpoint without figures"
+
+
+async def soon(waiting):
+    """Whether something that waits has ended after a turn of everything else."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return waiting.done()
+
+
+def test_a_board_is_settled_when_its_reader_comes_again():
+    async def play():
+        board = Board.__ray_metadata__.modified_class()
+        await board.settled()
+        await board.post(b"1")
+        first = asyncio.ensure_future(board.settled())
+        assert not await soon(first)
+        assert await board.take() == [b"1"]
+        assert not await soon(first), "it was taken, but nobody knows that it was dealt with"
+        await board.post(b"2")
+        second = asyncio.ensure_future(board.settled())
+        assert await board.take() == [b"2"]
+        assert await soon(first)
+        assert not await soon(second)
+        assert await board.take() == []
+        assert await soon(second)
+
+    asyncio.run(play())
 
 
 @pytest.mark.parametrize(

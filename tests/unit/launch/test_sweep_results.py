@@ -303,6 +303,7 @@ def test_a_trial_gets_its_settings_and_its_own_folder():
         metric="loss",
         measured=True,
         is_population=False,
+        waits=False,
         cwd="/",
         environment={},
     )

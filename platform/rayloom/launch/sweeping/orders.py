@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -36,6 +37,7 @@ class Order:
         measured: Whether the artifact is measured row by row at the end.
         handover: Checkpoint of another trial to begin with, as in `rayloom.launch.sweeping.state.Handover`.
         only_last: Tell only the last of the validations that an earlier attempt has made.
+        waits: After each validation, wait for the keeper to listen again before training goes on.
     """
 
     config: dict[str, Any]
@@ -43,6 +45,7 @@ class Order:
     measured: bool
     handover: str | None = None
     only_last: bool = False
+    waits: bool = False
 
     def dump(self) -> str:
         """One line."""
@@ -82,10 +85,15 @@ class TrialProcess:
             )
         os.close(writing)
         self._told: IO[str] = os.fdopen(reading, encoding="utf-8")
-        assert self._process.stdin is not None
+        self._has_told = False
         # What it is told ends only when this process does: that is how it learns of our death.
-        self._process.stdin.write(order.dump())
-        self._process.stdin.flush()
+        self._order(order.dump())
+
+    def _order(self, line: str) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as listening to it will show
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
 
     @property
     def pid(self) -> int:
@@ -93,8 +101,11 @@ class TrialProcess:
         return self._process.pid
 
     def listen(self) -> dict[str, Any] | None:
-        """The next thing it tells, None once it has ended."""
+        """The next thing it tells, None once it has ended. What it told before is settled: it may go on."""
+        if self._has_told:
+            self._order("\n")
         line = self._told.readline()
+        self._has_told = True
         return json.loads(line) if line.endswith("\n") else None
 
     def last_words(self) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import queue
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,18 +29,48 @@ if TYPE_CHECKING:
 Tell = Callable[[Mapping[str, Any]], None]
 
 
+class Keeper:
+    """Who ordered this process, heard through its standard input.
+
+    Args:
+        orders: Standard input, after the order: a line for each time that the keeper listens again.
+    """
+
+    def __init__(self, orders: IO[str]) -> None:
+        self._orders = orders
+        self._listens: queue.SimpleQueue[str] = queue.SimpleQueue()  # signal handlers may put
+        self._has_stopped = False
+
+    def follow(self) -> None:
+        """Hear the keeper until it is gone, be it killed; then die: a second attempt must not meet this one."""
+        while line := self._orders.readline():
+            self._listens.put(line)
+        os._exit(1)
+
+    def wait(self) -> None:
+        """Until the keeper listens again: what it was told is settled."""
+        if not self._has_stopped:
+            self._listens.get()
+
+    def stop_waiting(self) -> None:
+        """For good: this process is to end."""
+        self._has_stopped = True
+        self._listens.put("")
+
+
 def main(descriptor: int) -> None:
     """Do what standard input orders, and tell of it on a file descriptor."""
     order = Order.parse(sys.stdin.readline())
-    threading.Thread(target=_die_with_keeper, args=(sys.stdin,), name="keeper", daemon=True).start()
-    signal.signal(STOP_SIGNAL, _stop)
+    keeper = Keeper(sys.stdin)
+    threading.Thread(target=keeper.follow, name="keeper", daemon=True).start()
+    signal.signal(STOP_SIGNAL, partial(_stop, keeper))
     with os.fdopen(descriptor, "w", encoding="utf-8", buffering=1) as pipe:
 
         def tell(what: Mapping[str, Any]) -> None:
             pipe.write(json.dumps(what) + "\n")
 
         try:
-            do(order, tell)
+            do(order, tell, keeper.wait)
         except KeyboardInterrupt:
             _mark_stopped(order)
         except RayloomError as error:
@@ -47,16 +79,18 @@ def main(descriptor: int) -> None:
             tell({"error": traceback.format_exc()})
 
 
-def do(order: Order, tell: Tell) -> None:
+def do(order: Order, tell: Tell, wait: Callable[[], None]) -> None:
     """Train the run of an order, from its last checkpoint if it was begun before.
 
     Args:
         order: What to do.
         tell: Takes each validation whose checkpoint is safe, and the end.
+        wait: Returns once a validation that was told is settled.
 
     Raises:
         RayloomError: The run failed.
     """
+    from rayloom.launch.progress import Awaited
     from rayloom.launch.runs import Run
     from rayloom.launch.sweeping.reports import Reports
     from rayloom.launch.training import run_training
@@ -64,13 +98,19 @@ def do(order: Order, tell: Tell) -> None:
     config = RunConfig.model_validate(order.config)
     run = Run.of(config)
     resume = run.exists()
-    reports = Reports(run.path, lambda report: tell(report | {SCORE: score_of(report["metrics"], order.metric)}))
+
+    def told(report: dict[str, Any]) -> None:
+        tell(report | {SCORE: score_of(report["metrics"], order.metric)})
+        if order.waits:
+            wait()
+
+    reports = Reports(run.path, told)
     if resume:
         reports.tell_past(only_last=order.only_last)
     donor = None if resume else order.handover
     outcome = run_training(
         config,
-        sink=reports,
+        sink=Awaited(reports) if order.waits else reports,
         announce=lambda *_: None,
         resume=resume,
         begin=None if donor is None else lambda store, sink: _begin(run, donor, store, sink),
@@ -115,14 +155,7 @@ def score_of(metrics: Mapping[str, float], metric: str) -> float:
     return float(metrics.get(metric, math.nan))
 
 
-def _die_with_keeper(orders: IO[str]) -> None:
-    """Standard input ends when the keeper is gone, be it killed: a second attempt must not meet this one."""
-    while orders.readline():
-        pass
-    os._exit(1)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
+def _stop(keeper: Keeper, number: int, frame: FrameType | None) -> None:
     """Ray Train's own handler of Ctrl-C gives workers and their resources back; then unwind as Ctrl-C does."""
     signal.signal(STOP_SIGNAL, signal.SIG_IGN)
     interrupt = signal.getsignal(signal.SIGINT)
@@ -133,6 +166,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
             pass
         except Exception:
             traceback.print_exc()  # into the trial's log: what is not given back goes with this process
+    keeper.stop_waiting()  # not before: workers that wait would go on
     raise KeyboardInterrupt
 
 

@@ -33,6 +33,7 @@ class Spec:
         metric: What decides.
         measured: Whether artifacts of finished trials are measured row by row.
         is_population: Whether trials take over from each other.
+        waits: Whether trials wait after each validation for what the scheduler makes of it.
         cwd: Working folder of the sweep's driver.
         environment: What a trial's process gets to find the same Ray and the same code.
         ended: Reports of trials that have ended in an earlier session, by number; the last has ``done``.
@@ -43,6 +44,7 @@ class Spec:
     metric: str
     measured: bool
     is_population: bool
+    waits: bool
     cwd: str
     environment: Mapping[str, str]
     ended: Mapping[int, list[dict[str, Any]]] = field(default_factory=dict)
@@ -127,6 +129,7 @@ class Trial(tune.Trainable):
             measured=self._spec.measured,
             handover=handover,
             only_last=self._spec.is_population,
+            waits=self._spec.waits,
         )
         return TrialProcess(
             order,

@@ -89,6 +89,7 @@ def _spec(sweep: Sweep, place: Run, state: SweepState) -> Spec:
         metric=config.metric,
         measured=config.intervals or config.is_measured_at_end,
         is_population=is_population,
+        waits=config.scheduler.kind != "none",
         cwd=os.getcwd(),
         environment=_environment(),
         # A population has moved on: what its trials were once must not be compared again.
