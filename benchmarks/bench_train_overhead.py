@@ -43,7 +43,7 @@ from rayloom.launch.progress import Event, watched
 from rayloom.launch.shipping import pack
 from rayloom.launch.worker import Payload, build_backend
 from rayloom.models import ModelSource
-from rayloom.training import EvalRecord, Job, Progress, StepRecord, keep_freed_memory, train
+from rayloom.training import HUGE_PAGES, EvalRecord, Job, Progress, StepRecord, keep_freed_memory, train
 
 TARGET = 1.05
 PLAIN, DEEPSPEED, RAY = "bare, plain PyTorch", "bare, DeepSpeed", "Ray Train + DeepSpeed"
@@ -112,7 +112,7 @@ class Records:
 def main() -> None:
     options = parse()
     # All processes of all sides inherit these; otherwise DeepSpeed looks for an accelerator, and says so.
-    os.environ |= {"OMP_NUM_THREADS": str(options.threads), "DS_ACCELERATOR": "cpu"}
+    os.environ |= HUGE_PAGES | {"OMP_NUM_THREADS": str(options.threads), "DS_ACCELERATOR": "cpu"}
     os.environ.pop("RAY_ADDRESS", None)  # both sides belong on this machine
     console = Console(soft_wrap=True)
     print_machine(console, threads=options.threads)
@@ -168,7 +168,7 @@ def run_in_ray(config: RunConfig, prepared: Prepared) -> Records:
             scaling_config=ScalingConfig(
                 num_workers=config.distributed.num_workers, use_gpu=False, resources_per_worker=cpus
             ),
-            run_config=RayRunConfig(name="overhead", storage_path=storage),
+            run_config=RayRunConfig(name="overhead", storage_path=storage, worker_runtime_env={"env_vars": HUGE_PAGES}),
         ).fit()
     return records
 

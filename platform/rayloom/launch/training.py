@@ -25,7 +25,7 @@ from rayloom.launch.shipping import pack
 from rayloom.launch.starting import settled
 from rayloom.launch.tracking.session import require_packages, tracked
 from rayloom.launch.worker import DIVERGED, Payload
-from rayloom.training import CheckpointStore, Commit, Identity
+from rayloom.training import HUGE_PAGES, CheckpointStore, Commit, Identity
 
 Announce = Callable[[Prepared, Cluster, Run], None]
 Begin = Callable[[CheckpointStore, Sink], object]
@@ -202,6 +202,7 @@ def _fit(payload: Payload, run: Run, cluster: Cluster) -> Result:
             storage_path=storage_path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=workers.max_failures),
+            worker_runtime_env={"env_vars": {} if on_gpu else HUGE_PAGES},  # type: ignore[call-arg]  # types of v1
         ),
     )
     try:

@@ -4,7 +4,7 @@ from rayloom.training.backends import Backend, PlainBackend
 from rayloom.training.checkpoint import Progress, load_progress, load_weights
 from rayloom.training.commits import Commit, Identity
 from rayloom.training.deepspeed_backend import DeepSpeedBackend, deepspeed_config
-from rayloom.training.heap import keep_freed_memory
+from rayloom.training.heap import HUGE_PAGES, keep_freed_memory
 from rayloom.training.job import Job
 from rayloom.training.loop import train
 from rayloom.training.loss import TokenLoss
@@ -14,6 +14,7 @@ from rayloom.training.storage import Storage
 from rayloom.training.store import CheckpointStore
 
 __all__ = [
+    "HUGE_PAGES",
     "Backend",
     "CheckpointSaver",
     "CheckpointStore",

@@ -17,6 +17,7 @@ from rayloom.training.batches import Batch
 from rayloom.training.frozen import cast_frozen_once
 from rayloom.training.loss import TokenLoss
 from rayloom.training.optimizer import build_optimizer, set_learning_rate
+from rayloom.training.shared_mean import shared_mean
 
 _HALVES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -60,9 +61,10 @@ class Backend(Protocol):
 
 
 class PlainBackend:
-    """PyTorch with DistributedDataParallel: the reference that DeepSpeed is compared with.
+    """Plain PyTorch: the reference that DeepSpeed is compared with.
 
-    Weights stay in float32; bf16 and fp16 run under autocast.
+    Weights stay in float32; bf16 and fp16 run under autocast. Gradients are averaged through shared memory where all
+    ranks are CPUs of one machine, else by DistributedDataParallel.
     """
 
     def __init__(self, module: TokenLoss, config: RunConfig, device: torch.device) -> None:
@@ -73,7 +75,9 @@ class PlainBackend:
         self._optimizer = build_optimizer(self.module, config.training, device, offload=False)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._half is torch.float16)
         self._parallel: nn.Module = self.module
-        if distributed.world_size() > 1:
+        several = distributed.world_size() > 1
+        self._shared = shared_mean(self.module) if several and device.type == "cpu" else None
+        if several and self._shared is None:
             self._parallel = DistributedDataParallel(
                 self.module,
                 device_ids=_device_ids(device),
@@ -92,6 +96,8 @@ class PlainBackend:
             with self._autocast():
                 loss: Tensor = self._parallel(**batch)
             self._scaler.scale(weighted(loss, scale)).backward()  # type: ignore[no-untyped-call]
+        if is_last and self._shared is not None:
+            self._shared.average()
         return loss.detach()
 
     def update(self, learning_rate: float) -> Tensor | float:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import ctypes
 import sys
 
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""Environment of a process that trains on CPUs; torch reads it before its first large tensor. Large tensors then lie
+in huge pages, where the system allows these (``madvise``, the usual setting, or ``always``): one fault instead of 512
+finds memory for them, and small objects do not nibble at the room that a freed one leaves."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's ``mallopt`` parameters (malloc.h)."""
 _NEVER, _LARGEST = -1, 1 << 30
