@@ -164,6 +164,23 @@ def test_a_conversation(visit: Opened, url: str, backend: SlowBackend) -> None:
     assert seen.errors == []
 
 
+def test_a_message_that_is_sent_during_an_answer_follows_it(visit: Opened, url: str, backend: SlowBackend) -> None:
+    seen = visit(f"{url}/ui/")
+    seen.page.get_by_role("tab", name="Chat").click()
+    message, talk = seen.page.locator("#chat-said textarea"), seen.page.locator("#chat-talk")
+    message.fill("one two three " * 10)
+    seen.page.locator("#chat-send").click()
+    expect(talk).to_contain_text("ONE TWO")
+    expect(message).to_have_value("")
+    message.fill("and you")
+    seen.page.locator("#chat-send").click()
+    assert len(backend.calls) == 1
+    expect(talk).to_contain_text("AND YOU")
+    said = [message["content"] for message in backend.calls[1].prompt.messages or ()]
+    assert said[1].split() == ["ONE", "TWO", "THREE"] * 10, "the first answer was whole by then"
+    assert seen.errors == []
+
+
 def test_what_a_model_writes_is_text_and_nothing_else(visit: Opened, url: str, backend: SlowBackend) -> None:
     evil = '![x](http://example.org/steal) <img src="http://example.org/y"> <script>alert(1)</script>'
     seen = visit(f"{url}/ui/")

@@ -19,7 +19,8 @@ from tests.faults.drivers import (
 )
 
 JOBS = Path(__file__).parents[2] / "jobs" / "finetune"
-STEPS = 60
+STEPS = 240
+"""Enough for three kills: lines come in bursts, and a quick machine makes dozens of steps between two of them."""
 FAMILIES = {"t5": "tiny_t5_qa", "gpt_neo": "tiny_gpt_neo_lm", "llama_lora": "tiny_llama_lora_qa"}
 KILLS = ("worker", "driver", "worker")
 """Who is killed, one after the other, in one run."""

@@ -113,6 +113,7 @@ class Page:
             [said, turns, talk, status],
             show_progress="hidden",
             api_visibility="private",
+            trigger_mode="always_last",  # what is sent before an answer has ended is sent after it, not lost
         )
         stop.click(None, cancels=[event], api_visibility="private")
         fresh = [[], shown_talk([]), ""]
