@@ -30,7 +30,8 @@ from train_runs import checkpoint_table, workers_table
 from train_tables import trainer_table, zero_table
 from train_work import MODELS
 
-from rayloom.training import HUGE_PAGES, keep_freed_memory
+from rayloom.launch.heap import heap_environment
+from rayloom.training import keep_freed_memory
 
 TABLES = {"trainer": trainer_table, "zero1": zero_table, "workers": workers_table, "checkpoint": checkpoint_table}
 
@@ -38,7 +39,7 @@ TABLES = {"trainer": trainer_table, "zero1": zero_table, "workers": workers_tabl
 def main() -> None:
     options = parse()
     # Processes that are started inherit these; DeepSpeed would look for an accelerator, and say so.
-    os.environ |= HUGE_PAGES | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+    os.environ |= heap_environment() | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
     os.environ.pop("RAY_ADDRESS", None)  # all sides belong on this machine
     torch.set_num_threads(1)
     keep_freed_memory()  # this and huge pages as in Rayloom's workers: here they help transformers.Trainer as much

@@ -39,11 +39,12 @@ from rayloom.config import RunConfig, validate
 from rayloom.data import EncodedDataset
 from rayloom.launch import Prepared, prepare, ray_session
 from rayloom.launch.entry import train_worker
+from rayloom.launch.heap import heap_environment
 from rayloom.launch.progress import Event, watched
 from rayloom.launch.shipping import pack
 from rayloom.launch.worker import Payload, build_backend
 from rayloom.models import ModelSource
-from rayloom.training import HUGE_PAGES, EvalRecord, Job, Progress, StepRecord, keep_freed_memory, train
+from rayloom.training import EvalRecord, Job, Part, Progress, StepRecord, keep_freed_memory, train
 
 TARGET = 1.05
 PLAIN, DEEPSPEED, RAY = "bare, plain PyTorch", "bare, DeepSpeed", "Ray Train + DeepSpeed"
@@ -96,7 +97,7 @@ class Records:
     def keep_file(self, path: Path) -> None:
         """See `Reporter.keep_file`."""
 
-    def checkpoint(self, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
+    def checkpoint(self, part: Part, progress: Progress, metrics: dict[str, float]) -> None:
         """See `Reporter.checkpoint`."""
 
     def __call__(self, event: Event) -> None:
@@ -112,7 +113,7 @@ class Records:
 def main() -> None:
     options = parse()
     # All processes of all sides inherit these; otherwise DeepSpeed looks for an accelerator, and says so.
-    os.environ |= HUGE_PAGES | {"OMP_NUM_THREADS": str(options.threads), "DS_ACCELERATOR": "cpu"}
+    os.environ |= heap_environment() | {"OMP_NUM_THREADS": str(options.threads), "DS_ACCELERATOR": "cpu"}
     os.environ.pop("RAY_ADDRESS", None)  # both sides belong on this machine
     console = Console(soft_wrap=True)
     print_machine(console, threads=options.threads)
@@ -168,7 +169,9 @@ def run_in_ray(config: RunConfig, prepared: Prepared) -> Records:
             scaling_config=ScalingConfig(
                 num_workers=config.distributed.num_workers, use_gpu=False, resources_per_worker=cpus
             ),
-            run_config=RayRunConfig(name="overhead", storage_path=storage, worker_runtime_env={"env_vars": HUGE_PAGES}),
+            run_config=RayRunConfig(
+                name="overhead", storage_path=storage, worker_runtime_env={"env_vars": heap_environment()}
+            ),
         ).fit()
     return records
 

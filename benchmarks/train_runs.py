@@ -36,7 +36,7 @@ WORKERS_TARGET, SAVE_TARGET, RESUME_TARGET_S = 1.6, 0.02, 40.0
 WARM_UP = 3
 """First steps of a run that do not count."""
 _ONE, _TWO = "1 worker", "2 workers"
-_SAVE_EVERY, _SHADOW, _PER_STEPS = 15, 10, 100
+_SAVE_EVERY, _SHADOW, _PER_STEPS = 30, 10, 100
 """Steps between two saves; steps after a save that may pay for it; steps per save that the cost is told for."""
 _RUN = "killed"
 _PROGRAM = "from rayloom.cli.app import main; main()"
@@ -108,7 +108,7 @@ class Said:
 
 def checkpoint_table(console: Console, options: Options) -> None:
     """What a save costs the steps beside it, and how long a killed run takes to train again."""
-    saves = max(2, options.rounds)
+    saves = 2 * options.rounds + 1
     training = {
         "logging_steps": 1,
         "checkpoint_every_steps": _SAVE_EVERY,
@@ -137,23 +137,24 @@ def checkpoint_table(console: Console, options: Options) -> None:
 
 
 def show_saves(console: Console, history: Path, last: int) -> None:
-    """Seconds that the steps after a save took longer than those that no save is near."""
+    """Seconds that the steps after a save took longer than steps of as many tokens that no save is near."""
     entries = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
     records = [
         StepRecord(**{k: v for k, v in each.items() if k != "kind"}) for each in entries if each["kind"] == "step"
     ]
     times = {record.step: duration(record) for record in records}
     shadow = {save + place for save in range(_SAVE_EVERY, last + 1, _SAVE_EVERY) for place in range(1, _SHADOW + 1)}
-    calm = [seconds for step, seconds in times.items() if step > WARM_UP and step not in shadow]
-    step_s = statistics.median(calm)
+    tokens = {record.step: record.tokens_per_s * times[record.step] for record in records}
+    calm = [step for step in times if step > WARM_UP and step not in shadow]
+    per_token, fixed = statistics.linear_regression([tokens[step] for step in calm], [times[step] for step in calm])
+    late = {step: times[step] - fixed - per_token * tokens[step] for step in shadow}
     costs = [
-        sum(times[save + place] - step_s for place in range(1, _SHADOW + 1))
-        for save in range(_SAVE_EVERY, last + 1, _SAVE_EVERY)
+        sum(late[save + place] for place in range(1, _SHADOW + 1)) for save in range(_SAVE_EVERY, last + 1, _SAVE_EVERY)
     ]
-    cost = statistics.median(costs)
+    cost, step_s = statistics.median(costs), statistics.fmean(times[step] for step in calm)
     share = cost / (_PER_STEPS * step_s)
     console.print(
-        f"{len(calm)} calm steps of {step_s:.3f} s; {len(costs)} saves cost {cost:.2f} s "
+        f"{len(calm)} calm steps of {step_s:.3f} s on average; {len(costs)} saves cost {cost:.2f} s "
         f"({min(costs):.2f} to {max(costs):.2f}) in the {_SHADOW} steps after them",
         highlight=False,
     )

@@ -20,7 +20,7 @@ from transformers import (
 
 from rayloom.config import RunConfig, validate
 from rayloom.data import IGNORED, EncodedDataset, Example
-from rayloom.training import EvalRecord, Progress, StepRecord
+from rayloom.training import EvalRecord, Part, Progress, StepRecord
 
 VOCABULARY = 64
 FAMILIES = ("t5", "gpt_neo", "llama")
@@ -49,9 +49,10 @@ class KeptReports:
     def evaluated(self, record: EvalRecord) -> None:
         self.evaluations.append(record)
 
-    def checkpoint(self, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
+    def checkpoint(self, part: Part, progress: Progress, metrics: dict[str, float]) -> None:
         kept = self.folder / f"step-{progress.step}"
-        shutil.copytree(folder, kept, dirs_exist_ok=True)
+        shutil.copytree(part.folder, kept, dirs_exist_ok=True)
+        part.finish(kept)
         self.checkpoints[progress.step] = kept
 
 

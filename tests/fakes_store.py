@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from rayloom.training import Progress
+from rayloom.training import Part, Progress
 from rayloom.training.commits import Commit
 from rayloom.training.saver import CheckpointSaver, Member
 from rayloom.training.store import CheckpointStore
@@ -52,7 +52,7 @@ def save_rank(
         path.write_bytes(data)
     metrics = {} if score is None else {"loss": -score}
     with CheckpointSaver(store, member, keep=keep, saved=saved, peers_timeout_s=20.0) as saver:
-        saver.save(folder, Progress(step=step, world_size=member.world_size), metrics, score)
+        saver.save(Part(folder), Progress(step=step, world_size=member.world_size), metrics, score)
 
 
 def save(

@@ -20,6 +20,7 @@ from rayloom.config import EvaluateJob, EvaluationConfig, load_run_config
 from rayloom.evaluation import run_job
 from rayloom.generation import TextGenerator
 from rayloom.launch import TrainOutcome, run_training
+from rayloom.launch.heap import heap_environment
 from rayloom.launch.progress import Note
 from rayloom.launch.tracking.folder import RunFolder
 from rayloom.launch.tracking.status import read_history
@@ -149,17 +150,20 @@ def test_a_killed_worker_is_replaced_and_training_goes_on(tmp_path):
     )
     saved: list[int] = []
     announced: list[int] = []
+    allocators: list[bool] = []
 
     def kill_one(event) -> None:
         if isinstance(event, Note) and event.text.startswith("saved step"):
             saved.append(int(event.text.split()[2]))
         elif isinstance(event, StepRecord) and saved and saved[-1] >= 10 and not announced:
             announced.append(saved[-1])
+            allocators.append(_preloaded(_worker_pids()[0]))
             os.kill(_worker_pids()[0], signal.SIGKILL)
 
     outcome, events = train("tiny_llama_lora_qa", tmp_path, *overrides, sink=kill_one)
     resumed = [int(event.text.split()[3]) for event in events if isinstance(event, Note) and "resumed" in event.text]
     assert len(announced) == len(resumed) == 1
+    assert allocators == ["LD_PRELOAD" in heap_environment()]
     # What was said to be saved is not lost, be the kill as near as it may. (tests/faults has the weights, too.)
     assert 10 <= announced[0] <= resumed[0] < 32
     assert resumed[0] in (*range(5, 32, 5), 16)
@@ -169,6 +173,11 @@ def test_a_killed_worker_is_replaced_and_training_goes_on(tmp_path):
     assert {record["step"] for record in read_history(RunFolder(outcome.run.path)) if record["kind"] == "step"} == set(
         range(1, 33)
     )
+
+
+def _preloaded(pid: int) -> bool:
+    """Whether a worker has the allocator of Ray's wheel."""
+    return "/ray/core/libjemalloc" in Path(f"/proc/{pid}/maps").read_text()
 
 
 def _worker_pids() -> list[int]:

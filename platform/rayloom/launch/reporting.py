@@ -9,7 +9,7 @@ import ray
 
 from rayloom.config import RunConfig, TrainingConfig
 from rayloom.launch.progress import Event, Note, post
-from rayloom.training import CheckpointSaver, EvalRecord, Progress, StepRecord, Storage
+from rayloom.training import CheckpointSaver, EvalRecord, Part, Progress, StepRecord, Storage
 
 
 class WorkerReporter:
@@ -47,9 +47,9 @@ class WorkerReporter:
         """See `Reporter.keep_file`."""
         Storage(self._place).upload(path, path.name)
 
-    def checkpoint(self, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
+    def checkpoint(self, part: Part, progress: Progress, metrics: dict[str, float]) -> None:
         """See `Reporter.checkpoint`. Returns while the files are on their way, unless the driver is waited for."""
-        self._saver.save(folder, progress, metrics, score_of(metrics, self._training))
+        self._saver.save(part, progress, metrics, score_of(metrics, self._training))
         if self._waits and metrics and self._is_first:  # the other ranks wait for this one in the next step
             self._saver.flush()
             ray.get(self._board.settled.remote())

@@ -17,6 +17,7 @@ from rayloom.data import Row
 from rayloom.errors import ConfigError, DivergedError, RayloomError, TrainingError
 from rayloom.launch.corpus import corpus_workers
 from rayloom.launch.entry import train_worker
+from rayloom.launch.heap import heap_environment
 from rayloom.launch.preparation import Prepared, prepare
 from rayloom.launch.progress import Awaited, Note, Sink, both, watched
 from rayloom.launch.runs import Run, check_place
@@ -25,7 +26,7 @@ from rayloom.launch.shipping import pack
 from rayloom.launch.starting import settled
 from rayloom.launch.tracking.session import require_packages, tracked
 from rayloom.launch.worker import DIVERGED, Payload
-from rayloom.training import HUGE_PAGES, CheckpointStore, Commit, Identity
+from rayloom.training import CheckpointStore, Commit, Identity
 
 Announce = Callable[[Prepared, Cluster, Run], None]
 Begin = Callable[[CheckpointStore, Sink], object]
@@ -202,7 +203,7 @@ def _fit(payload: Payload, run: Run, cluster: Cluster) -> Result:
             storage_path=storage_path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            worker_runtime_env={"env_vars": {} if on_gpu else HUGE_PAGES},  # type: ignore[call-arg]  # types of v1
+            worker_runtime_env={"env_vars": {} if on_gpu else heap_environment()},  # type: ignore[call-arg]  # types of v1
         ),
     )
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,9 +67,19 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
             # "auto" would ask the hub whether the base model's vocabulary has changed.
             model.save_pretrained(str(folder), save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # the artifact has a card of its own
+            _sort_names(folder / "adapter_config.json")
         else:
             model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+
+
+def _sort_names(config: Path) -> None:
+    """PEFT writes sets of modules in an order that differs from process to process: the same run, the same file."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    for key in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(values.get(key), list):
+            values[key] = sorted(values[key])
+    config.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def copy_base(source: ModelSource, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """The loop, its backends, checkpoints and records. No ray."""
 
 from rayloom.training.backends import Backend, PlainBackend
-from rayloom.training.checkpoint import Progress, load_progress, load_weights
+from rayloom.training.checkpoint import Part, Progress, load_progress, load_weights
 from rayloom.training.commits import Commit, Identity
 from rayloom.training.deepspeed_backend import DeepSpeedBackend, deepspeed_config
 from rayloom.training.heap import HUGE_PAGES, keep_freed_memory
@@ -25,6 +25,7 @@ __all__ = [
     "Job",
     "Member",
     "PlainBackend",
+    "Part",
     "Progress",
     "Reporter",
     "StepRecord",

@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from rayloom.config import Precision, RunConfig
 from rayloom.training import distributed
 from rayloom.training.batches import Batch
+from rayloom.training.checkpoint import Write, load_weights, save_weights
+from rayloom.training.copies import Copies, is_small
 from rayloom.training.frozen import cast_frozen_once
 from rayloom.training.loss import TokenLoss
 from rayloom.training.optimizer import build_optimizer, set_learning_rate
@@ -53,8 +55,8 @@ class Backend(Protocol):
     def trained_weights(self) -> dict[str, Tensor]:
         """Whole trained weights in float32 on the CPU, by name. Collective; empty on ranks above 0."""
 
-    def save(self, folder: Path) -> None:
-        """Write optimizer state and, for sharded weights, the weights. Collective."""
+    def save(self, folder: Path) -> tuple[Write, ...]:
+        """Write trained weights and optimizer state. Collective. What is returned can be written later."""
 
     def load(self, folder: Path) -> None:
         """Put back what `save` and `trained_weights` kept. Collective."""
@@ -74,6 +76,7 @@ class PlainBackend:
             cast_frozen_once(self.module, self._half)
         self._optimizer = build_optimizer(self.module, config.training, device, offload=False)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._half is torch.float16)
+        self._copies = Copies()
         self._parallel: nn.Module = self.module
         several = distributed.world_size() > 1
         self._shared = shared_mean(self.module) if several and device.type == "cpu" else None
@@ -118,14 +121,31 @@ class PlainBackend:
         """See `Backend.trained_weights`."""
         if distributed.rank() != 0:
             return {}
-        named = self.module.model.named_parameters()
-        return {name: p.detach().float().cpu().clone() for name, p in named if p.requires_grad}
+        return {name: weight.cpu().clone() for name, weight in self._weights().items()}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> tuple[Write, ...]:
         """See `Backend.save`. Ranks are equal, so the first one's state is enough."""
-        if distributed.rank() == 0:
-            state = {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+        if distributed.rank() != 0:
+            return ()
+        weights, optimizer = self._weights(), self._optimizer.state_dict()
+        state = {"optimizer": optimizer, "scaler": self._scaler.state_dict()}
+        moments: dict[int, dict[str, Tensor]] = optimizer["state"]
+        live = [*weights.values(), *(tensor for each in moments.values() for tensor in each.values())]
+        if not is_small(live):
+            save_weights(weights, folder)
             torch.save(state, folder / PLAIN_STATE)
+            return ()
+        copies = self._copies.take(live)
+        copy = iter(copies)
+        weights = {name: next(copy) for name in weights}
+        optimizer["state"] = {index: {name: next(copy) for name in each} for index, each in moments.items()}
+
+        def write(place: Path) -> None:
+            save_weights(weights, place)
+            torch.save(state, place / PLAIN_STATE)
+            self._copies.give_back(copies)
+
+        return (write,)
 
     def load(self, folder: Path) -> None:
         """See `Backend.load`. A DeepSpeed checkpoint is converted on the way."""
@@ -133,7 +153,6 @@ class PlainBackend:
             self._load_deepspeed(folder)
             return
         from rayloom.models import load_trained_weights
-        from rayloom.training.checkpoint import load_weights
 
         load_trained_weights(self.module.model, load_weights(folder))
         state = torch.load(folder / PLAIN_STATE, map_location=self.device, weights_only=True)
@@ -147,6 +166,11 @@ class PlainBackend:
         masters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         with universal_folder(lambda place: convert_deepspeed(folder, place, self.module, self.device)) as place:
             fill_torch(self._optimizer, masters, place)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Trained weights in float32, which training goes on changing."""
+        named = self.module.model.named_parameters()
+        return {name: p.detach().float() for name, p in named if p.requires_grad}
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext() if self._half is None else torch.autocast(self.device.type, self._half)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,28 @@ class Progress:
     def moved(self, **changes: Any) -> Progress:
         """A copy at another place."""
         return replace(self, **changes)
+
+
+Write = Callable[[Path], None]
+"""Writes a file of a checkpoint into a folder, from memory that nothing else changes any more."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank gives to a checkpoint: files, and what can be written while training goes on.
+
+    Attributes:
+        folder: Holds what could not wait. It is gone when `Reporter.checkpoint` returns, unless its files were moved.
+        later: Write the rest, on any thread.
+    """
+
+    folder: Path
+    later: tuple[Write, ...] = ()
+
+    def finish(self, folder: Path) -> None:
+        """Write the rest into the folder where the files are by now."""
+        for write in self.later:
+            write(folder)
 
 
 def save_progress(progress: Progress, folder: Path) -> None:

@@ -13,6 +13,7 @@ from rayloom.errors import TrainingError
 from rayloom.training import distributed
 from rayloom.training.backends import PLAIN_STATE, weighted
 from rayloom.training.batches import Batch
+from rayloom.training.checkpoint import Write, save_weights
 from rayloom.training.deepspeed_import import import_deepspeed
 from rayloom.training.deepspeed_loading import Layout, fill_engine, write_global_state
 from rayloom.training.loss import TokenLoss
@@ -122,12 +123,16 @@ class DeepSpeedBackend:
                 weights[name.removeprefix(MODEL_PREFIX)] = whole
         return weights
 
-    def save(self, folder: Path) -> None:
-        """See `Backend.save`."""
+    def save(self, folder: Path) -> tuple[Write, ...]:
+        """See `Backend.save`. DeepSpeed's own saving is one for all ranks and waits for its files."""
+        weights = self.trained_weights()
+        if distributed.rank() == 0:
+            save_weights(weights, folder)
         own = folder / _FOLDER
         self._engine.save_checkpoint(str(own), _TAG, exclude_frozen_parameters=self._is_partial)
         if distributed.rank() == 0:
             Layout.of(self._config).write(own)
+        return ()
 
     def load(self, folder: Path) -> None:
         """See `Backend.load`. Checkpoints of other workers, stages and backends are converted on the way.

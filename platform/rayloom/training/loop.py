@@ -13,7 +13,7 @@ from rayloom.data import GlobalBatch
 from rayloom.training import distributed
 from rayloom.training.backends import Backend
 from rayloom.training.batches import Batch
-from rayloom.training.checkpoint import Progress, save_progress, save_rng, save_weights
+from rayloom.training.checkpoint import Part, Progress, save_progress, save_rng
 from rayloom.training.fragile import keep_fragile_in_fp32
 from rayloom.training.job import Job
 from rayloom.training.meter import Meter
@@ -165,10 +165,8 @@ def _evaluate(job: Job, backend: Backend, reporter: Reporter, progress: Progress
 
 def _checkpoint(progress: Progress, backend: Backend, reporter: Reporter, *, metrics: dict[str, float]) -> None:
     with scratch("checkpoint") as folder:
-        weights = backend.trained_weights()
-        backend.save(folder)
+        later = backend.save(folder)
         save_rng(folder, distributed.rank())
         if distributed.rank() == 0:
-            save_weights(weights, folder)
             save_progress(progress, folder)
-        reporter.checkpoint(folder, progress, metrics)
+        reporter.checkpoint(Part(folder, later), progress, metrics)

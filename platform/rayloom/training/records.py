@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import nn
 
-from rayloom.training.checkpoint import Progress
+from rayloom.training.checkpoint import Part, Progress
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class Reporter(Protocol):
     def keep_file(self, path: Path) -> None:
         """Copy a file into the run's folder under its own name; it is gone when this returns."""
 
-    def checkpoint(self, folder: Path, progress: Progress, metrics: dict[str, float]) -> None:
-        """Take over a folder that holds this rank's part of a checkpoint.
+    def checkpoint(self, part: Part, progress: Progress, metrics: dict[str, float]) -> None:
+        """Take over this rank's part of a checkpoint.
 
         Args:
-            folder: Removed when this returns; its files may be taken out of it.
+            part: Its folder is removed when this returns; files may be moved out of it.
             progress: Where the run is.
             metrics: Validation figures of exactly these weights; empty if they were not evaluated.
         """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rayloom.artifacts.storage import files_below
 from rayloom.errors import RayloomError, TrainingError
-from rayloom.training.checkpoint import Progress
+from rayloom.training.checkpoint import Part, Progress
 from rayloom.training.commits import Commit, Files, RankPart, folder_name
 from rayloom.training.scratch import make_scratch, sweep_scratch
 from rayloom.training.store import CheckpointStore
@@ -75,11 +75,11 @@ class CheckpointSaver:
             self._thread.join(_LAST_CHANCE_S)
             self._gives_up.set()
 
-    def save(self, folder: Path, progress: Progress, metrics: dict[str, float], score: float | None) -> None:
-        """Take the files out of a folder and upload them beside training, once the last upload is done.
+    def save(self, part: Part, progress: Progress, metrics: dict[str, float], score: float | None) -> None:
+        """Finish a part of a checkpoint and upload it beside training, once the last upload is done.
 
         Args:
-            folder: This rank's part of the checkpoint; empty afterwards.
+            part: Of this rank; its folder is empty afterwards.
             progress: Where the run is.
             metrics: Validation figures of exactly these weights.
             score: What checkpoints are compared by, larger is better; None without one.
@@ -88,12 +88,13 @@ class CheckpointSaver:
             TrainingError: The last upload failed.
         """
         self.flush()
-        staging = make_scratch("upload", folder.parent)
-        for child in folder.iterdir():
+        staging = make_scratch("upload", part.folder.parent)
+        for child in part.folder.iterdir():
             child.rename(staging / child.name)
 
         def work() -> None:
             try:
+                part.finish(staging)
                 self._upload(staging, progress, metrics, score)
             except RayloomError as error:
                 self._error = error
@@ -128,15 +129,15 @@ class CheckpointSaver:
     def _upload(self, staging: Path, progress: Progress, metrics: dict[str, float], score: float | None) -> None:
         storage, member = self._store.storage, self._member
         folder = folder_name(progress.step, member.attempt)
-        files = {name: storage.upload(staging / name, f"{folder}/{name}") for name in files_below(staging)}
-        part = RankPart(
+        files = {name: storage.take(staging / name, f"{folder}/{name}") for name in files_below(staging)}
+        uploaded = RankPart(
             attempt=member.attempt,
             step=progress.step,
             world_size=member.world_size,
             rank=member.rank,
             files=files,
         )
-        storage.write(f"{folder}/{RankPart.name(member.rank)}", part.dump())
+        storage.write(f"{folder}/{RankPart.name(member.rank)}", uploaded.dump())
         if member.rank != 0:
             return
         commit = Commit(

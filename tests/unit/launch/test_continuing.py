@@ -31,8 +31,8 @@ class Stored:
     def __getattr__(self, name):
         return lambda *_: None
 
-    def checkpoint(self, folder, progress, metrics) -> None:
-        self._saver.save(folder, progress, metrics, self._scores.get(progress.step))
+    def checkpoint(self, part, progress, metrics) -> None:
+        self._saver.save(part, progress, metrics, self._scores.get(progress.step))
 
 
 def config_of(root: Path, *, name: str, family: str, lora: bool = False, **model) -> RunConfig:

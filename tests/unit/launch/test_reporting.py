@@ -11,7 +11,7 @@ from rayloom.launch import Run, reporting
 from rayloom.launch.board import Board
 from rayloom.launch.progress import Note
 from rayloom.launch.reporting import WorkerReporter, score_of
-from rayloom.training import CheckpointSaver, EvalRecord, Member, Progress, StepRecord, Storage
+from rayloom.training import CheckpointSaver, EvalRecord, Member, Part, Progress, StepRecord, Storage
 from tests.fakes import run_config
 from tests.fakes_store import store_at
 
@@ -53,7 +53,7 @@ def part(tmp_path):
     folder = tmp_path / "part"
     folder.mkdir()
     (folder / "state.json").write_text("{}")
-    return folder
+    return Part(folder)
 
 
 def test_only_the_first_worker_posts(tmp_path, posted):
@@ -80,7 +80,7 @@ def test_the_driver_is_waited_for_when_a_validation_is_safe(tmp_path, monkeypatc
     reporter.checkpoint(part(tmp_path), Progress(step=5), {"loss": 2.0})
     assert board.safe == [5]
     (tmp_path / "part" / "state.json").write_text("{}")
-    reporter.checkpoint(tmp_path / "part", Progress(step=6), {})
+    reporter.checkpoint(Part(tmp_path / "part"), Progress(step=6), {})
     saver.flush()
     assert board.safe == [5], "nobody decides on a checkpoint without figures"
 
@@ -124,7 +124,7 @@ def test_a_failed_upload_is_noticed_at_the_next_logged_step(tmp_path, posted, mo
     def full(storage, source, name):
         raise TrainingError("no space left")
 
-    monkeypatch.setattr(Storage, "upload", full)
+    monkeypatch.setattr(Storage, "take", full)
     reporter, saver, _ = make(tmp_path)
     reporter.checkpoint(part(tmp_path), Progress(step=5), {})
     saver._thread.join()

@@ -48,8 +48,8 @@ class Kept:
     def stepped(self, record: StepRecord) -> None:
         self.losses[record.step] = record.loss
 
-    def checkpoint(self, folder, progress, metrics) -> None:
-        self._saver.save(folder, progress, metrics, None)
+    def checkpoint(self, part, progress, metrics) -> None:
+        self._saver.save(part, progress, metrics, None)
 
 
 def config_of(root: Path, name: str, *, rows: int = 40, **training: Any) -> RunConfig:

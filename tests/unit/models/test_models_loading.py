@@ -231,6 +231,19 @@ def test_gpt2_adapts_attention_only_by_default() -> None:
     assert any(".attn.c_proj." in name for name in names)
 
 
+def test_the_same_adapter_has_the_same_files(tmp_path: Path) -> None:
+    loaded = tiny.tiny_model("llama")
+    model = attach_lora(loaded.model, LoraConfig(), loaded.family)
+    # The set's order is that of hashes, which each process seeds anew.
+    for names in (sorted, lambda each: sorted(each, reverse=True)):
+        model.peft_config["default"].target_modules = names(model.peft_config["default"].target_modules)
+        save_model(model, loaded.tokenizer, tmp_path / names.__name__)
+    config, other = ((tmp_path / name / "adapter_config.json").read_text() for name in ("sorted", "<lambda>"))
+    assert json.loads(config)["target_modules"] == sorted(json.loads(config)["target_modules"])
+    assert len(json.loads(config)["target_modules"]) > 1
+    assert config == other
+
+
 def test_an_adapter_that_is_none_or_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds no adapter_model"):
         load_adapter(tiny.tiny_model("gpt2").model, tmp_path)

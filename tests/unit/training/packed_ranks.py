@@ -22,7 +22,7 @@ from tests.fakes import KeptReports, random_examples, run_config, tiny_model
 class Losses(KeptReports):
     """Keeps no checkpoints."""
 
-    def checkpoint(self, folder, progress, metrics):
+    def checkpoint(self, part, progress, metrics):
         """Not needed here."""
 
 

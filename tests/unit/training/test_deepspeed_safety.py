@@ -21,7 +21,7 @@ CASES = list(itertools.product((0, 1, 2, 3), ("fp32", "bf16"), ("stop", "skip"))
 class Losses(KeptReports):
     """Keeps no checkpoints."""
 
-    def checkpoint(self, folder, progress, metrics):
+    def checkpoint(self, part, progress, metrics):
         """Not needed here."""
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from rayloom.errors import TrainingError
-from rayloom.training import Progress
+from rayloom.training import Part, Progress
 from rayloom.training.saver import CheckpointSaver, Member
 from rayloom.training.storage import Storage
 from tests.fakes_store import content, in_thread, save, save_rank, store_at
 
-CHANGING = ("upload", "write", "remove_file", "remove_folder")
+CHANGING = ("take", "write", "remove_file", "remove_folder")
 
 
 class Killed(BaseException):
@@ -47,10 +47,10 @@ def _half(storage: Storage, kind: str, *args) -> None:
 
     Small files are written whole or not at all, by a rename; of those only the hidden new file is left.
     """
-    name = args[-1] if kind == "upload" else args[0]
+    name = args[-1] if kind == "take" else args[0]
     path = storage.local(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "upload":
+    if kind == "take":
         path.write_bytes(args[0].read_bytes()[: args[0].stat().st_size // 2])
     elif kind == "write":
         path.with_name(f".{path.name}.new").write_bytes(args[1][: len(args[1]) // 2])
@@ -148,13 +148,13 @@ def test_rank_0_waits_for_the_others_and_then_commits(tmp_path):
 
 def test_training_does_not_wait_for_an_upload_but_the_next_save_does(monkeypatch, tmp_path):
     store, _ = store_at(tmp_path / "run")
-    gate, whole = threading.Event(), Storage.upload
+    gate, whole = threading.Event(), Storage.take
 
     def slow(storage, source, name):
         gate.wait(20)
         return whole(storage, source, name)
 
-    monkeypatch.setattr(Storage, "upload", slow)
+    monkeypatch.setattr(Storage, "take", slow)
     with CheckpointSaver(store, Member("a1", 0, 1), keep=5, saved=lambda commit: None) as saver:
         for step in (10, 20):
             folder = tmp_path / str(step)
@@ -163,7 +163,7 @@ def test_training_does_not_wait_for_an_upload_but_the_next_save_does(monkeypatch
             if step == 20:
                 assert store.latest() is None
                 gate.set()
-            saver.save(folder, Progress(step=step), {}, None)
+            saver.save(Part(folder), Progress(step=step), {}, None)
             assert list(folder.iterdir()) == []  # the caller may remove it
         assert store.latest().step >= 10  # the first one was flushed
     assert store.latest().step == 20
@@ -177,15 +177,15 @@ def test_a_failed_upload_ends_the_run_with_its_reason(monkeypatch, tmp_path, end
     def full(storage, source, name):
         raise TrainingError("checkpoint storage: cannot write: no space left on device")
 
-    monkeypatch.setattr(Storage, "upload", full)
+    monkeypatch.setattr(Storage, "take", full)
     folder = tmp_path / "part"
     folder.mkdir()
     (folder / "state.json").write_text("{}")
     saver = CheckpointSaver(store, Member("a1", 0, 1), keep=5, saved=lambda commit: None)
-    saver.save(folder, Progress(step=10), {}, None)
+    saver.save(Part(folder), Progress(step=10), {}, None)
     saver._thread.join()
     calls = {
-        "save": lambda: saver.save(folder, Progress(step=20), {}, None),
+        "save": lambda: saver.save(Part(folder), Progress(step=20), {}, None),
         "check": saver.check,
         "flush": saver.flush,
     }
@@ -203,7 +203,7 @@ def test_a_worker_whose_part_never_comes_is_named(tmp_path):
         pytest.raises(TrainingError, match=r"workers \[1\] .* nodes share"),
         CheckpointSaver(store, Member("a1", 0, 2), keep=5, saved=lambda c: None, peers_timeout_s=0.0) as saver,
     ):
-        saver.save(folder, Progress(step=10, world_size=2), {}, None)
+        saver.save(Part(folder), Progress(step=10, world_size=2), {}, None)
 
 
 def test_leaving_by_an_error_keeps_the_error_and_what_was_in_flight(tmp_path):
@@ -214,7 +214,7 @@ def test_leaving_by_an_error_keeps_the_error_and_what_was_in_flight(tmp_path):
 
     def failing_run():
         with CheckpointSaver(store, Member("a1", 0, 1), keep=5, saved=lambda c: None) as saver:
-            saver.save(folder, Progress(step=10), {}, None)
+            saver.save(Part(folder), Progress(step=10), {}, None)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
