@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 import torch
 from measure import print_machine
@@ -38,16 +39,24 @@ TABLES = {"trainer": trainer_table, "zero1": zero_table, "workers": workers_tabl
 
 def main() -> None:
     options = parse()
+    start_with(heap_environment())
     # Processes that are started inherit these; DeepSpeed would look for an accelerator, and say so.
-    os.environ |= heap_environment() | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
     os.environ.pop("RAY_ADDRESS", None)  # all sides belong on this machine
     torch.set_num_threads(1)
-    keep_freed_memory()  # this and huge pages as in Rayloom's workers: here they help transformers.Trainer as much
+    keep_freed_memory()  # this and the allocator as in Rayloom's workers: here they help transformers.Trainer as much
     console = Console(soft_wrap=True, width=110)
     print_machine(console, threads=1)
     for name in options.table:
         console.rule(name)
         TABLES[name](console, options)
+
+
+def start_with(environment: dict[str, str]) -> None:
+    """Begin this process anew with what is read only when one starts."""
+    if environment.items() - os.environ.items():
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | environment)
 
 
 def parse() -> argparse.Namespace:

@@ -13,13 +13,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import psutil
-from bench_train_overhead import Records, run_in_ray
+from bench_train_overhead import Records, bare_worker, run_in_ray
 from measure import print_model, print_verdict
 from rich.console import Console
 from train_sides import Turn
@@ -27,15 +29,18 @@ from train_tables import show, verdict
 from train_work import ANSWERS, config_of
 
 from rayloom.config import RunConfig, dump_yaml
-from rayloom.launch import prepare, ray_session
+from rayloom.launch import Prepared, prepare, ray_session
 from rayloom.training import StepRecord
 
 Options = argparse.Namespace
 
 WORKERS_TARGET, SAVE_TARGET, RESUME_TARGET_S = 1.6, 0.02, 40.0
-WARM_UP = 3
-"""First steps of a run that do not count."""
+WARM_UP = 10
+"""First steps of a run that do not count: memory is found, and kernels for shapes of batches are made."""
+_TIMES = 4
+"""Runs on Ray have that many times the steps of a turn in this process."""
 _ONE, _TWO = "1 worker", "2 workers"
+_ALONE, _APART = "1 process, no Ray", "2 processes, nothing exchanged"
 _SAVE_EVERY, _SHADOW, _PER_STEPS = 30, 10, 100
 """Steps between two saves; steps after a save that may pay for it; steps per save that the cost is told for."""
 _RUN = "killed"
@@ -48,18 +53,32 @@ def workers_table(console: Console, options: Options) -> None:
     configs = {name: _run_of(options, count) for name, count in ((_ONE, 1), (_TWO, 2))}
     prepared = prepare(configs[_TWO])
     print_model(console, prepared)
-    turns: dict[str, list[Turn]] = {_ONE: [], _TWO: []}
+    turns: dict[str, list[Turn]] = {_ONE: [], _TWO: [], _ALONE: [], _APART: []}
     with ray_session(configs[_TWO].distributed):
         for number in range(options.rounds):
             for name in (_ONE, _TWO)[:: -1 if number % 2 else 1]:
                 turns[name].append(_turn(run_in_ray(configs[name], prepared)))
+    for _ in range(options.rounds):
+        turns[_ALONE].append(_apart(1, configs[_ONE], prepared))
+        turns[_APART].append(_apart(2, configs[_ONE], prepared))
     show(console, turns, f"gpt_neo: {options.rows_per_step} rows a step and worker, one thread each")
     verdict(console, turns, _TWO, _ONE, WORKERS_TARGET)
+    most = statistics.median(two.speed / one.speed for two, one in zip(turns[_APART], turns[_ALONE], strict=True))
+    console.print(f"({_APART}) / ({_ALONE}): {most:.2f} x, the most that this machine has to give", highlight=False)
     console.print()
 
 
+def _apart(count: int, config: RunConfig, prepared: Prepared) -> Turn:
+    """As many processes at the same time, each with a run of one worker, without a Ray."""
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        runs = [pool.submit(bare_worker, config, prepared.source, prepared.train) for _ in range(count)]
+        ended = [_turn(run.result()) for run in runs]
+    seconds = statistics.fmean(turn.seconds for turn in ended)
+    return Turn(sum(turn.tokens for turn in ended), seconds, statistics.fmean(turn.loss for turn in ended))
+
+
 def _run_of(options: Options, workers: int) -> RunConfig:
-    training = {"logging_steps": 1, "max_steps": WARM_UP + options.steps + 1, "num_epochs": 100}
+    training = {"logging_steps": 1, "max_steps": WARM_UP + _TIMES * options.steps + 1, "num_epochs": 100}
     return config_of(
         "gpt_neo",
         ANSWERS,
