@@ -59,7 +59,7 @@ class Backend(Protocol):
         """Write trained weights and optimizer state. Collective. What is returned can be written later."""
 
     def load(self, folder: Path) -> None:
-        """Put back what `save` and `trained_weights` kept. Collective."""
+        """Put back what `save` kept. Collective."""
 
 
 class PlainBackend:

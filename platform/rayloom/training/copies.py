@@ -34,8 +34,8 @@ class Copies:
         return places
 
     def give_back(self, places: list[Tensor]) -> None:
-        """Nobody reads these any more. Called on any thread."""
-        self._free.append(places)
+        """Nobody reads these any more; one set of them is kept. Called on any thread."""
+        self._free = [places]
 
 
 def _form(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
