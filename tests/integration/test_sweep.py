@@ -276,7 +276,8 @@ def losses(sweep: str, run: str) -> dict[int, float]:
 def test_after_a_killed_driver_the_same_command_goes_on(tmp_path):
     path = write_sweep(
         tmp_path,
-        overrides={"training.num_epochs": 6, "training.checkpoint_every_steps": 4},
+        # Long enough that a quick machine is still training when the trial learns that its driver is gone.
+        overrides={"training.num_epochs": 60, "training.eval_every_epochs": 10, "training.checkpoint_every_steps": 4},
         space={"training.learning_rate": {"grid": [GOOD, GOOD / 2, GOOD / 4]}},
         search="grid",
         max_concurrent=1,
@@ -293,7 +294,7 @@ def test_after_a_killed_driver_the_same_command_goes_on(tmp_path):
     psutil.wait_procs(family, timeout=60)
     made = (folder / "trial-000/artifact/manifest.json").stat().st_mtime_ns
     trained = steps_of(folder, "trial-001")
-    assert trained < 48
+    assert trained < 480
     second = start(path, tmp_path / "second.log")
     assert second.wait(300) == 0, (tmp_path / "second.log").read_text()[-3000:]
     document = json.loads((folder / "sweep.json").read_text())
