@@ -20,7 +20,7 @@ from transformers import (
 
 from rayloom.config import RunConfig, validate
 from rayloom.data import IGNORED, EncodedDataset, Example
-from rayloom.training import EvalRecord, Part, Progress, StepRecord
+from rayloom.training import Backend, EvalRecord, Part, Progress, StepRecord
 
 VOCABULARY = 64
 FAMILIES = ("t5", "gpt_neo", "llama")
@@ -54,6 +54,12 @@ class KeptReports:
         shutil.copytree(part.folder, kept, dirs_exist_ok=True)
         part.finish(kept)
         self.checkpoints[progress.step] = kept
+
+
+def trained_weights(backend: Backend) -> dict[str, torch.Tensor]:
+    """A copy of the weights that a backend has trained, by name."""
+    named = backend.module.model.named_parameters()
+    return {name: p.detach().float().clone() for name, p in named if p.requires_grad}
 
 
 def tiny_model(family: str, *, dropout: float = 0.0, seed: int = 0) -> PreTrainedModel:

@@ -52,9 +52,6 @@ class Backend(Protocol):
     def update(self, learning_rate: float) -> Tensor | float:
         """Clip, step, clear gradients; returns the gradient norm before clipping."""
 
-    def trained_weights(self) -> dict[str, Tensor]:
-        """Whole trained weights in float32 on the CPU, by name. Collective; empty on ranks above 0."""
-
     def save(self, folder: Path) -> tuple[Write, ...]:
         """Write trained weights and optimizer state. Collective. What is returned can be written later."""
 
@@ -116,12 +113,6 @@ class PlainBackend:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         return norm
-
-    def trained_weights(self) -> dict[str, Tensor]:
-        """See `Backend.trained_weights`."""
-        if distributed.rank() != 0:
-            return {}
-        return {name: weight.cpu().clone() for name, weight in self._weights().items()}
 
     def save(self, folder: Path) -> tuple[Write, ...]:
         """See `Backend.save`. Ranks are equal, so the first one's state is enough."""

@@ -107,8 +107,8 @@ class DeepSpeedBackend:
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
 
-    def trained_weights(self) -> dict[str, Tensor]:
-        """See `Backend.trained_weights`."""
+    def _weights(self) -> dict[str, Tensor]:
+        """Whole trained weights in float32 on the CPU, by name. Collective; empty on ranks above 0."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         masters = self._masters()
@@ -125,7 +125,7 @@ class DeepSpeedBackend:
 
     def save(self, folder: Path) -> tuple[Write, ...]:
         """See `Backend.save`. DeepSpeed's own saving is one for all ranks and waits for its files."""
-        weights = self.trained_weights()
+        weights = self._weights()
         if distributed.rank() == 0:
             save_weights(weights, folder)
         own = folder / _FOLDER

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,18 @@ def made(folder: Path) -> Path:
 
 
 def test_training_does_not_wait_for_what_is_written_later(tmp_path):
+    gate = threading.Event()
+
+    def write(place):
+        assert gate.wait(20), "training has gone on by then"
+        (place / "plain.pt").write_bytes(b"moments")
+
     store, _ = store_at(tmp_path / "run")
     with CheckpointSaver(store, Member("a1", 0, 1), keep=5, saved=lambda commit: None) as saver:
-        part = Part(made(tmp_path / "part"), (lambda place: (place / "plain.pt").write_bytes(b"moments"),))
+        part = Part(made(tmp_path / "part"), (write,))
         saver.save(part, Progress(step=10), {}, None)
+        assert store.latest() is None
+        gate.set()
     commit = store.latest()
     assert sorted(commit.files) == ["plain.pt", "state.json"]
     with store.opened(commit) as folder:

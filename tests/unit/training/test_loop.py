@@ -5,7 +5,7 @@ import torch
 
 from rayloom.errors import TrainingError
 from rayloom.training import Job, PlainBackend, TokenLoss, Validation, load_progress, load_weights, train
-from tests.fakes import FAMILIES, KeptReports, random_examples, run_config, tiny_model
+from tests.fakes import FAMILIES, KeptReports, random_examples, run_config, tiny_model, trained_weights
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,7 @@ def make_backend(job, family="llama", *, dropout=0.0):
 def run(tmp_path, job, family="llama", *, dropout=0.0, resume_from=None):
     reports = KeptReports(tmp_path)
     backend = make_backend(job, family, dropout=dropout)
-    return train(job, backend, reports, resume_from=resume_from), reports, backend.trained_weights()
+    return train(job, backend, reports, resume_from=resume_from), reports, trained_weights(backend)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -141,5 +141,5 @@ def test_checkpointing_activations_changes_no_gradient(tmp_path, bf16):
                 activation_checkpointing_kwargs={"use_reentrant": False}
             )
         train(job, backend, KeptReports(tmp_path / str(recompute)))
-        results.append(backend.trained_weights())
+        results.append(trained_weights(backend))
     assert all(torch.equal(weight, results[1][name]) for name, weight in results[0].items())

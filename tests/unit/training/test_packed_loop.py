@@ -7,7 +7,7 @@ import torch
 
 from rayloom.errors import TrainingError
 from rayloom.training import Job, PlainBackend, TokenLoss, train
-from tests.fakes import FAMILIES, KeptReports, random_examples, run_config, tiny_model
+from tests.fakes import FAMILIES, KeptReports, random_examples, run_config, tiny_model, trained_weights
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ def run(tmp_path, family, *, dropout=0.0, resume_from=None, model=None, **traini
     backend = PlainBackend(TokenLoss(model, seq2seq=seq2seq), config, CPU)
     reports = KeptReports(tmp_path)
     train(job, backend, reports, resume_from=resume_from)
-    return reports, backend.trained_weights()
+    return reports, trained_weights(backend)
 
 
 @pytest.mark.parametrize("length", [None, 48])
