@@ -49,8 +49,8 @@ def make_linear(
     """A linear layer in the given precision.
 
     Args:
-        weight_OI: Weights of any float type. fp32: kept as they are if they are float32 (a view stays a view);
-            otherwise copied into the kernel's own layout, so that the caller may drop them.
+        weight_OI: Weights of any float type. Copied into the kernel's own layout, so that the caller may drop them,
+            but where they are used `in_place`.
         bias_O: Bias or None.
         precision: ``int8``: weights symmetric per output feature, inputs symmetric per row as they come (LLM.int8's
             vector-wise form, Dettmers et al., 2022), sums exact in int32. ``bf16``: weights and inputs rounded to
@@ -62,22 +62,37 @@ def make_linear(
     Raises:
         ModelError: Weights that are not finite, in int8.
     """
-    if precision == "fp32":
+    if in_place(weight_OI, precision):
         return FloatLinear(weight_OI, bias_O)
+    if precision == "fp32":
+        return PackedFloatLinear(weight_OI, bias_O)
     packed = weight_OI.is_cpu and native() is not None
     if precision == "bf16":
         return PackedBfloatLinear(weight_OI, bias_O) if packed else TorchBfloatLinear(weight_OI, bias_O)
     return (PackedInt8Linear if packed else TorchInt8Linear)(weight_OI, bias_O, peaks_I)
 
 
+def in_place(weight_OI: torch.Tensor, precision: Precision) -> bool:
+    """Whether `make_linear` takes such weights as they lie (a view stays a view, if they are float32).
+
+    That is fp32 on AMX, on GPUs and where torch's own products are used; on CPUs with AVX-512 alone the kernel is more
+    than twice as fast over a layout of its own, and with fewer registers than 32 torch is.
+    """
+    if precision != "fp32":
+        return False
+    library = native() if weight_OI.is_cpu and torch.backends.cpu.get_cpu_capability() == "AVX512" else None
+    return library is None or bool(library.has_float_tiles())
+
+
 class FloatLinear:
-    """Weights in float32, used where they lie: by our kernel on CPUs with AVX-512, else by torch."""
+    """Weights in float32, used where they lie: by our kernel on CPUs with AMX, else by torch."""
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
         self.out_features, self.in_features = weight_OI.shape
         self.weight_OI = weight_OI.detach().float()
         self.bias_O = None if bias_O is None else bias_O.detach().float().contiguous()
-        self._has_kernel = self.weight_OI.is_cpu and self.weight_OI.stride(1) == 1 and _has_float_kernel()
+        library = native() if self.weight_OI.is_cpu and self.weight_OI.stride(1) == 1 else None
+        self._has_kernel = library is not None and bool(library.has_float_tiles())
 
     @property
     def resident_bytes(self) -> int:
@@ -94,13 +109,8 @@ class FloatLinear:
         y_TO = torch.empty(x_TI.shape[0], self.out_features)
         weights = self.weight_OI.data_ptr(), self.weight_OI.stride(0)
         bias = None if self.bias_O is None else self.bias_O.data_ptr()
-        library.linear_fp32(y_TO.data_ptr(), x_TI.data_ptr(), *weights, bias, *x_TI.shape, self.out_features)
+        library.linear_fp32_tiles(y_TO.data_ptr(), x_TI.data_ptr(), *weights, bias, *x_TI.shape, self.out_features)
         return y_TO
-
-
-def _has_float_kernel() -> bool:
-    """Its tiles take 21 vector registers of 16 floats: on lesser machines torch's own products are faster."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and native() is not None
 
 
 class TorchBfloatLinear:
@@ -182,7 +192,7 @@ class _PackedLinear:
 
     Args:
         function: The kernel's name.
-        weight_OI: int8 or bfloat16.
+        weight_OI: int8, bfloat16 or float32.
         bias_O: Bias or None.
         factor_I: What an input feature is multiplied with, for kernels that take it.
         scale_O: What an output feature's sums are multiplied with, likewise.
@@ -234,6 +244,13 @@ class PackedInt8Linear(_PackedLinear):
         factor_I = _factors(weight_OI, peaks_I).contiguous()
         quantised_OI, scale_O = _quantise_weights(weight_OI, factor_I)
         super().__init__("linear_int8", quantised_OI, bias_O, factor_I=factor_I, scale_O=scale_O)
+
+
+class PackedFloatLinear(_PackedLinear):
+    """Float32 throughout, in C++: a row has the same bits in any company."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+        super().__init__("linear_fp32", weight_OI.detach().float(), bias_O)
 
 
 class PackedBfloatLinear(_PackedLinear):

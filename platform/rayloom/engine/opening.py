@@ -59,7 +59,7 @@ def open_engine(model: PreTrainedModel, options: EngineOptions) -> Engine:
 
     Args:
         model: On its device, in evaluation mode; a PEFT model's ``get_base_model()`` counts without its adapters.
-            In fp32 it shares its weights with the engine and may be used on.
+            In fp32 it may be used on; where products use weights in place (`linear.in_place`) it shares them.
         options: See `EngineOptions`.
 
     Raises:

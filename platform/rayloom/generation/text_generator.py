@@ -143,17 +143,24 @@ class TextGenerator:
 
     @property
     def model(self) -> torch.nn.Module:
-        """The transformers model, which shares its weights with the engine.
+        """The transformers model. On GPUs and on CPUs with AMX it shares its weights with the engine.
 
         Raises:
-            RequestError: In bf16 and int8, and with vLLM, only the engine's weights are kept.
+            RequestError: In bf16 and int8, with vLLM, and after `release_model`, only the engine's weights are kept.
         """
         if self._model is None:
             raise RequestError(
                 f"opened in {self.precision} with engine {self.engine}, only the engine's weights are kept: open it in "
-                "fp32 with engine rayloom"
+                "fp32 with engine rayloom, and do not release its model"
             )
         return self._model
+
+    def release_model(self) -> None:
+        """Let go of the transformers model, which the engine does without.
+
+        In fp32 on most CPUs the engine's products have weights of their own: whoever only generates need not hold both.
+        """
+        self._model = None
 
     def generate(
         self,

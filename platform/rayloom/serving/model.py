@@ -88,6 +88,7 @@ class TextGeneratorModel:
             adapters=config.adapters,
             max_adapters=config.max_adapters,
         )
+        generator.release_model()
         if config.name is not None:
             generator.name = config.name
         return cls(generator, max_time_s=config.request_timeout_s, changes=config.generation)

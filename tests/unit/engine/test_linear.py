@@ -13,6 +13,7 @@ from rayloom.engine.kernels import available
 from rayloom.engine.linear import (
     FloatLinear,
     PackedBfloatLinear,
+    PackedFloatLinear,
     PackedInt8Linear,
     TorchBfloatLinear,
     TorchInt8Linear,
@@ -23,6 +24,7 @@ from rayloom.errors import ModelError
 
 INT8 = [TorchInt8Linear, *([PackedInt8Linear] if available() else [])]
 BF16 = [TorchBfloatLinear, *([PackedBfloatLinear] if available() else [])]
+FP32 = [FloatLinear, *([PackedFloatLinear] if available() else [])]
 ROWS = [0, 1, 3, 8, 15, 16, 17, 31, 32, 33, 64, 131]
 SHAPES = [(1, 1), (5, 7), (64, 16), (63, 33), (65, 48), (576, 100), (1024, 70), (200, 960)]
 
@@ -124,7 +126,7 @@ def test_rows_have_the_same_bits_alone(precision):
         assert torch.equal(linear(x_TI[t : t + 1])[0], together[t])
 
 
-@pytest.mark.parametrize("kind", [*INT8, *BF16, FloatLinear])
+@pytest.mark.parametrize("kind", [*INT8, *BF16, *FP32])
 def test_rows_that_are_not_finite_stay_so_and_harm_no_other(kind):
     x_TI, weight_OI, bias_O = draw(20, (70, 40))
     linear = kind(weight_OI, bias_O)
@@ -151,9 +153,20 @@ def test_int8_refuses_weights_that_are_not_finite(kind):
         kind(weight_OI)
 
 
+@pytest.mark.parametrize("kind", FP32)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fp32_equals_products_in_float64(kind, shape):
+    for num_rows in ROWS:
+        x_TI, weight_OI, bias_O = draw(num_rows, shape)
+        x, w = x_TI.double(), weight_OI.double()
+        largest = x.abs() @ w.abs().T + bias_O.abs()
+        error = (kind(weight_OI, bias_O)(x_TI).double() - (x @ w.T + bias_O)).abs()
+        assert (error <= 2e-6 * largest).all()
+
+
 def test_float32_weights_are_used_where_they_lie():
     x_TI, weight_OI, bias_O = draw(5, (30, 20))
-    linear = make_linear(weight_OI[4:], bias_O[4:], precision="fp32")
+    linear = FloatLinear(weight_OI[4:], bias_O[4:])
     weight_OI.mul_(2)
     torch.testing.assert_close(linear(x_TI), x_TI @ weight_OI[4:].T + bias_O[4:], rtol=1e-5, atol=1e-4)
 

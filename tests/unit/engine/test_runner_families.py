@@ -20,10 +20,10 @@ from transformers import (
     UMT5Config,
 )
 
-from rayloom.engine import kernels
+from rayloom.engine import kernels, linear
 from rayloom.engine.assembling import assemble
 from rayloom.engine.plan import Plan, Reading
-from rayloom.engine.runners import build_runner, check_parity
+from rayloom.engine.runners import build_runner, check_parity, weights
 from rayloom.engine.runners.generic import GenericRunner
 from rayloom.errors import ModelError
 from tests.unit.engine.runner_cases import NUM_BLOCKS, VOCABULARY, Stage, tiny_model, whole_logits
@@ -125,8 +125,23 @@ def test_logits_equal_transformers(name: str) -> None:
     assert stage.largest_difference() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["llama", "llama, tied, biases, one kv head", "gpt2", "gpt_neo", "t5", "t5 1.1"])
-def test_fp32_weights_are_held_once_and_the_model_still_works(name: str) -> None:
+WITH_WEIGHTS = ["llama", "llama, tied, biases, one kv head", "gpt2", "gpt_neo", "t5", "t5 1.1"]
+
+
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_the_model_still_works(name: str, precision: Any) -> None:
+    model = tiny_model(CONFIGS[name])
+    encoder_ids = (3, 4, 5) if model.config.is_encoder_decoder else ()
+    before_LV = whole_logits(model, [1, 2, 3], encoder_ids)
+    build_runner(model, num_blocks=4, precision=precision)
+    torch.testing.assert_close(whole_logits(model, [1, 2, 3], encoder_ids), before_LV, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_weights_that_are_used_in_place_are_held_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "in_place", lambda _, precision: precision == "fp32")
+    monkeypatch.setattr(weights, "in_place", lambda _, precision: precision == "fp32")
     model = tiny_model(CONFIGS[name])
     encoder_ids = (3, 4, 5) if model.config.is_encoder_decoder else ()
     before_LV = whole_logits(model, [1, 2, 3], encoder_ids)
@@ -136,6 +151,21 @@ def test_fp32_weights_are_held_once_and_the_model_still_works(name: str) -> None
         if parameter.dim() > 1 and "relative_attention_bias" not in parameter_name:
             assert parameter.untyped_storage().data_ptr() in held, parameter_name
     torch.testing.assert_close(whole_logits(model, [1, 2, 3], encoder_ids), before_LV, rtol=1e-6, atol=1e-6)
+
+
+def test_weights_that_are_used_in_place_begin_a_cache_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tensors of a file do not."""
+    monkeypatch.setattr(linear, "in_place", lambda _, precision: precision == "fp32")
+    monkeypatch.setattr(weights, "in_place", lambda _, precision: precision == "fp32")
+    model = tiny_model(CONFIGS["llama"])
+    layer = model.get_submodule("model.layers.0.mlp.down_proj")
+    before_OI = layer.weight.detach().clone()
+    layer.weight.data = torch.empty(before_OI.numel() + 1)[1:].view_as(before_OI).copy_(before_OI)
+    product = weights.project(model, ["model.layers.0.mlp.down_proj"], weights.Packing("fp32")).linear
+    assert isinstance(product, linear.FloatLinear)
+    assert product.weight_OI.data_ptr() % 64 == 0
+    assert torch.equal(layer.weight, before_OI)
+    assert layer.weight.data_ptr() == product.weight_OI.data_ptr()
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neo", "t5 1.1"])

@@ -9,7 +9,7 @@ from rayloom.engine import kernels
 from rayloom.engine.blocks import BLOCK
 from rayloom.engine.cache import CacheShape, PagedCache
 from rayloom.engine.kernels.selection import MOST, largest_native, log_softmax, log_softmax_torch
-from rayloom.engine.linear import FloatLinear
+from rayloom.engine.linear import FloatLinear, make_linear
 from rayloom.engine.rankings import _largest, largest, largest_log_probs
 
 SIZES = [1, 7, 15, 16, 255, 256, 257, 1000, 5003, 32128]
@@ -108,11 +108,11 @@ def test_float_products(depth: int, width: int, num_rows: int, has_bias: bool) -
     torch.manual_seed(depth + width)
     weight_OI, bias_O = torch.randn(width, depth + 3)[:, 1:-2], torch.randn(width) if has_bias else None
     x_TI = torch.randn(num_rows, depth)
-    linear = FloatLinear(weight_OI, bias_O)
-    assert linear.weight_OI.data_ptr() == weight_OI.data_ptr(), "held twice"
-    y_TO = linear(x_TI)
     wanted_TO = x_TI.double() @ weight_OI.double().t() + (0 if bias_O is None else bias_O.double())
-    torch.testing.assert_close(y_TO.double(), wanted_TO, rtol=1e-5, atol=1e-4)
+    for linear in (FloatLinear(weight_OI, bias_O), make_linear(weight_OI, bias_O, precision="fp32")):
+        torch.testing.assert_close(linear(x_TI).double(), wanted_TO, rtol=1e-5, atol=1e-4)
+        if isinstance(linear, FloatLinear):
+            assert linear.weight_OI.data_ptr() == weight_OI.data_ptr(), "held twice"
 
 
 @pytest.mark.parametrize("depth", [31, 512, 1536])
@@ -125,7 +125,8 @@ def test_float_products_are_as_close_as_those_of_float32(depth: int, scale: floa
     wanted_TO = x_TI.double() @ weight_OI.double().t()
     size_TO = x_TI.double().abs() @ weight_OI.double().abs().t()
     ours, torchs = (
-        (y_TO.double() - wanted_TO).abs() / size_TO for y_TO in (FloatLinear(weight_OI)(x_TI), x_TI @ weight_OI.t())
+        (y_TO.double() - wanted_TO).abs() / size_TO
+        for y_TO in (make_linear(weight_OI, precision="fp32")(x_TI), x_TI @ weight_OI.t())
     )
     assert ours.mean() < 1.2 * torchs.mean()
     assert ours.max() < 1.5 * torchs.max()
@@ -136,7 +137,8 @@ def test_float_products_are_as_close_as_those_of_float32(depth: int, scale: floa
 @pytest.mark.parametrize(("depth", "width"), [(64, 130), (100, 17), (1040, 259)])
 def test_rows_of_float_products_have_the_same_bits_in_any_company(depth: int, width: int) -> None:
     torch.manual_seed(depth)
-    linear, x_TI = FloatLinear(torch.randn(width, depth), torch.randn(width)), torch.randn(150, depth)
+    linear = make_linear(torch.randn(width, depth), torch.randn(width), precision="fp32")
+    x_TI = torch.randn(150, depth)
     y_TO = linear(x_TI)
     for first, last in ((0, 1), (3, 6), (5, 22), (69, 70), (2, 70), (100, 150), (0, 130)):
         assert torch.equal(linear(x_TI[first:last]), y_TO[first:last])

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,17 @@ def test_golden_prompts_are_replayed_at_opening(folder: Path, tmp_path: Path) ->
         TextGenerator(copy)
     assert TextGenerator(copy, replay_golden=False).generate("River 4?")
     assert TextGenerator(copy, precision="bf16").generate("River 4?")
+
+
+def test_a_released_model_is_gone_and_the_engine_goes_on(folder: Path) -> None:
+    generator = TextGenerator(folder, device="cpu")
+    before, model = generator.generate("River 4?"), weakref.ref(generator.model)
+    generator.release_model()
+    gc.collect()
+    assert model() is None
+    assert generator.generate("River 4?") == before
+    with pytest.raises(RequestError, match="do not release its model"):
+        _ = generator.model
 
 
 def test_another_template_does_not_replay(generator: TextGenerator) -> None:

@@ -1,16 +1,24 @@
-// The products of float_linear.cpp on AMX, which multiplies bfloat16 only: a float32 is the sum of three bfloat16, and of
-// the nine products of two such sums the six largest are taken (Henry, Tang and Heinecke, 2019). What is left out is
+// Linear layers with float32 weights on AMX, which multiplies bfloat16 only: a float32 is the sum of three bfloat16, and
+// of the nine products of two such sums the six largest are taken (Henry, Tang and Heinecke, 2019). What is left out is
 // smaller than float32's own rounding, and sums are float32: the result is as close as that of float32 products.
 //
-// Weights are split as they are read: in memory they stay float32, rows of input features. They are the left operand, so
-// that their rows need no turning; inputs are packed once per call. A block is 32 input features: lane j of a row holds
-// features j + 16 and j. Every output is a sum of the same terms in the same order whatever rows are beside it.
+// Weights are split as they are read: in memory they stay float32, rows of input features as the model has them. They
+// are the left operand, so that their rows need no turning; inputs are packed once per call. A block is 32 input
+// features: lane j of a row holds features j + 16 and j. Every output is a sum of the same terms in the same order
+// whatever rows are beside it.
 #include <algorithm>
 
 #include "buffers.h"
-#include "float_tiles.h"
 #include "tiles.h"
 #include "vectors.h"
+
+// out = x W^T + bias (may be null).
+struct Problem {
+    float* out;
+    const float *x, *weights, *bias;
+    int64_t stride;  // of the weights
+    int num_rows, depth, width;
+};
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512F__)
 #include <immintrin.h>
@@ -21,8 +29,6 @@ constexpr int BLOCK = 32, PAIR = 32, ROWS = 128, DEPTH = 1024, STEPS = DEPTH / B
 constexpr int TILE = 1024, SPLIT = 3 * TILE;  // bytes
 constexpr int LEAD = 2;                       // blocks that are split ahead of their products
 constexpr int64_t WORTH = 1 << 19;
-
-const bool HAS_TILES = request_tiles();
 
 // ---- one float32 is three bfloat16 ------------------------------------------------------------------------------
 
@@ -280,14 +286,22 @@ void multiply_all(const Problem& p) {
 
 }  // namespace
 
-bool multiply_by_tiles(const Problem& p) {
-    if (!HAS_TILES) return false;
-    multiply_all(p);
-    return true;
+// Whether this machine has AMX and lets us use it.
+extern "C" int has_float_tiles() {
+    static const bool given = request_tiles();
+    return given;
 }
 
 #else
 
-bool multiply_by_tiles(const Problem&) { return false; }
+static void multiply_all(const Problem&) {}
+
+extern "C" int has_float_tiles() { return 0; }
 
 #endif
+
+// out = x W^T + bias, where there is AMX: elsewhere nothing is done.
+extern "C" void linear_fp32_tiles(float* out, const float* x, const float* weights, int64_t stride, const float* bias,
+                                  int num_rows, int depth, int width) {
+    multiply_all({out, x, weights, bias, stride, num_rows, depth, width});
+}

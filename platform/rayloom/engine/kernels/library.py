@@ -31,7 +31,8 @@ _SIGNATURES = {
     "log_softmax": (_POINTER, _POINTER, _INT, _INT),
     "largest_rows": (_POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _INT),
     "copy_blocks": (_POINTER, _INT, _LONG, _POINTER, _POINTER, _INT),
-    "linear_fp32": (_POINTER, _POINTER, _POINTER, _LONG, _POINTER, _INT, _INT, _INT),
+    "linear_fp32": (_POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _INT),
+    "linear_fp32_tiles": (_POINTER, _POINTER, _POINTER, _LONG, _POINTER, _INT, _INT, _INT),
     "linear_bf16": (_POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _INT),
 }
 
@@ -61,4 +62,5 @@ def load(path: Path) -> ctypes.CDLL:
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
+    library.has_float_tiles.argtypes, library.has_float_tiles.restype = (), _INT
     return library

@@ -1,9 +1,9 @@
-// Linear layers with int8 and bfloat16 weights; float32 in and out, quantisation and bias included.
+// Linear layers with int8, bfloat16 and float32 weights; float32 in and out, quantisation and bias included.
 //
-// Weights lie in panels of 16 output features: (panels, steps, 16, lanes), lanes = 4 int8 or 2 bfloat16 consecutive
-// input features: what AMX tiles, AVX512-VNNI and AVX512-BF16 read. Inputs are padded with zeros to `depth`, a
-// multiple of 64 bytes. Compiled without contraction into fused multiply-adds, so that int8 results have the bits
-// of the torch path. Rows never influence each other.
+// Weights lie in panels of 16 output features: (panels, steps, 16, lanes), lanes = 4 int8, 2 bfloat16 or 1 float32
+// consecutive input features: what AMX tiles, AVX512-VNNI, AVX512-BF16 and AVX-512 read. Inputs are padded with zeros
+// to `depth`, a multiple of 64 bytes. Compiled without contraction into fused multiply-adds, so that int8 results have
+// the bits of the torch path. Rows never influence each other. (With AMX, float32 is float_tiles.cpp's.)
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -33,6 +33,12 @@ struct Bf16 {
     typedef bf16 value;
     typedef float total;
     static constexpr int LANES = 2;
+};
+
+struct Fp32 {
+    typedef float value;
+    typedef float total;
+    static constexpr int LANES = 1;
 };
 
 // A matrix product: inputs (rows, stride) times panels. `finish(row, count, panel, sums)` takes (count, 16) sums of
@@ -127,81 +133,151 @@ void product_tiles(const char* x, int64_t stride, const char* w, const Shape& s,
 
 #endif
 
-// ---- vectors: 16 sums at a time, rows in groups of up to 8 ------------------------------------------------------
+// ---- vectors: rows times panels in registers --------------------------------------------------------------------
 
-// sums[lane] += the dot product of a row's `LANES` values with each of 16 features' values.
-INLINE void accumulate(i16& sums, const int8_t* x, const int8_t* w) {
+constexpr int GROUP = 8;  // rows
+// Panels that so many rows meet at once: up to 24 sums, which 32 registers hold beside weights and the input they meet.
+constexpr int strip_for(int rows) { return std::min(8, 24 / rows); }
+constexpr int FEW = 4;    // rows that wait for memory alone: the machine itself fetches ahead best
+constexpr int CHUNK = 256;           // steps that are added up before they join the total: float sums stay accurate
+
+// sums[lane] += the dot product of a step's inputs, which fill `word`, with those of each of 16 features.
+INLINE void accumulate(Int8, i16& sums, int32_t word, const char* w) {
 #if defined(__AVX512VNNI__)
-    // The instruction multiplies unsigned by signed: inputs carry an offset of 128, taken off by `offset_of`.
-    int32_t word;
-    memcpy(&word, x, 4);
-    sums = (i16)_mm512_dpbusd_epi32((__m512i)sums, _mm512_set1_epi32(word ^ 0x80808080), _mm512_loadu_si512(w));
+    sums = (i16)_mm512_dpbusd_epi32((__m512i)sums, _mm512_set1_epi32(word), _mm512_loadu_si512(w));
 #else
+    int8_t x[4];
+    memcpy(x, &word, 4);
     for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 4; j++) sums[i] += int32_t(x[j]) * int32_t(w[i * 4 + j]);
+        for (int j = 0; j < 4; j++) sums[i] += int32_t(x[j]) * int32_t(int8_t(w[i * 4 + j]));
 #endif
 }
 
-INLINE void accumulate(f16& sums, const bf16* x, const bf16* w) {
+INLINE void accumulate(Bf16, f16& sums, int32_t word, const char* w) {
 #if defined(__AVX512BF16__)
-    int32_t word;
-    memcpy(&word, x, 4);
     sums = (f16)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_set1_epi32(word), (__m512bh)_mm512_loadu_si512(w));
 #else
-    uint32_t bits[16];
-    memcpy(bits, w, 64);
     u16 words;
-    memcpy(&words, bits, 64);
+    memcpy(&words, w, 64);
+    const bf16 x[2] = {{uint16_t(word)}, {uint16_t(uint32_t(word) >> 16)}};
     sums += (f16)(words << 16) * widen(x[0]);
     sums += (f16)(words & 0xffff0000u) * widen(x[1]);
 #endif
 }
 
-// What the unsigned inputs of VNNI add to 16 sums: 128 times the sums of the weights.
-INLINE i16 offset_of(const int8_t* w, int steps) {
-    i16 sums = {};
+INLINE void accumulate(Fp32, f16& sums, int32_t word, const char* w) {
+    float x;
+    memcpy(&x, &word, 4);
+#if defined(__AVX512F__)
+    sums = (f16)_mm512_fmadd_ps(_mm512_set1_ps(x), _mm512_loadu_ps(w), (__m512)sums);
+#else
+    sums += load(reinterpret_cast<const float*>(w)) * x;
+#endif
+}
+
+// VNNI multiplies unsigned by signed: its inputs are lifted by 128, and `lifted` is what that adds to 16 sums.
+INLINE void lift(int8_t* x, int depth) {
 #if defined(__AVX512VNNI__)
-    for (int k = 0; k < steps; k++)
-        sums = (i16)_mm512_dpbusd_epi32((__m512i)sums, _mm512_set1_epi8(1), _mm512_loadu_si512(w + k * 64));
+    for (int i = 0; i < depth; i++) x[i] ^= int8_t(0x80);
+#else
+    (void)x, (void)depth;
+#endif
+}
+INLINE i16 lifted(Int8, const char* w, int steps) {
+    i16 sums[4] = {};  // at once: each addition waits for the one before
+#if defined(__AVX512VNNI__)
+    for (int k = 0; k < steps; k += 4)  // depths are multiples of 64 bytes
+        for (int i = 0; i < 4; i++)
+            sums[i] = (i16)_mm512_dpbusd_epi32((__m512i)sums[i], _mm512_set1_epi8(1), _mm512_loadu_si512(w + (k + i) * 64));
 #else
     (void)w, (void)steps;
 #endif
-    return sums * 128;
+    return (sums[0] + sums[1] + sums[2] + sums[3]) * 128;
 }
-INLINE f16 offset_of(const bf16*, int) { return (f16){}; }
+INLINE f16 lifted(Bf16, const char*, int) { return (f16){}; }
+INLINE f16 lifted(Fp32, const char*, int) { return (f16){}; }
 
-template <typename V, int R, typename T>
-INLINE void product_rows(const T* x, int64_t stride, const T* w, int steps, int lanes, V* sums) {
-    for (int r = 0; r < R; r++) sums[r] = V{};
-    for (int k = 0; k < steps; k++)
-        for (int r = 0; r < R; r++) accumulate(sums[r], x + r * stride + k * lanes, w + k * 16 * lanes);
+// Panels next to each other, and what of the memory behind them is wanted soon.
+struct Strip {
+    const char *start, *next;
+    int64_t panel;  // bytes
+    int steps, pace;  // of `next`: lines per step
+};
+
+// totals[p][r] = row r times panel p. A call's weights are read from memory once: each group of rows fetches a share of
+// the next strip's into the second cache.
+template <typename F, int R, int P>
+void multiply(const char* x, int64_t stride, const Strip& strip, typename F::total (*totals)[GROUP][16]) {
+    typedef typename F::total vector __attribute__((vector_size(64)));
+    const char* next = strip.next;
+    for (int chunk = 0; chunk < strip.steps; chunk += CHUNK) {
+        vector sums[R][P] = {};
+        for (int k = chunk; k < std::min(chunk + CHUNK, strip.steps); k++) {
+            for (int i = 0; i < strip.pace; i++, next += 64) __builtin_prefetch(next, 0, 2);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                int32_t word;
+                memcpy(&word, x + r * stride + k * 4, 4);
+#pragma GCC unroll 8
+                for (int p = 0; p < P; p++) accumulate(F(), sums[r][p], word, strip.start + p * strip.panel + k * 64);
+            }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+            for (int p = 0; p < P; p++) {
+                vector before = {};
+                if (chunk) memcpy(&before, totals[p][r], 64);
+                const vector total = before + sums[r][p];
+                memcpy(totals[p][r], &total, 64);
+            }
+        }
+    }
+}
+
+template <typename F>
+using Multiply = void (*)(const char*, int64_t, const Strip&, typename F::total (*)[GROUP][16]);
+
+// `multiply` of so many rows and panels.
+template <typename F, int R, int P>
+Multiply<F> multiply_panels(int panels) {
+    if constexpr (P > 1)
+        if (panels < P) return multiply_panels<F, R, P - 1>(panels);
+    return multiply<F, R, P>;
+}
+template <typename F, int R = GROUP>
+Multiply<F> multiply_for(int rows, int panels) {
+    if constexpr (R > 1)
+        if (rows < R) return multiply_for<F, R - 1>(rows, panels);
+    return multiply_panels<F, R, strip_for(R)>(panels);
 }
 
 template <typename F, typename Finish>
 void product_vectors(const char* x, int64_t stride, const char* w, const Shape& s, int first, int last, Finish finish) {
-    typedef typename F::value T;
     typedef typename F::total vector __attribute__((vector_size(64)));
-    const int steps = s.depth / F::LANES;
-    const int64_t values_apart = stride / int64_t(sizeof(T));
-    for (int p = first; p < last; p++) {
-        const T* panel = reinterpret_cast<const T*>(w) + int64_t(p) * s.depth * 16;
-        const vector offset = offset_of(panel, steps);
-        for (int row = 0; row < s.rows; row += 8) {
-            const T* a = reinterpret_cast<const T*>(x + row * stride);
-            vector sums[8];
-            const int count = std::min(8, s.rows - row);
-            if (count == 1)
-                product_rows<vector, 1>(a, values_apart, panel, steps, F::LANES, sums);
-            else if (count <= 4)
-                product_rows<vector, 4>(a, values_apart, panel, steps, F::LANES, sums);
-            else
-                product_rows<vector, 8>(a, values_apart, panel, steps, F::LANES, sums);
-            typename F::total totals[8][16];
-            for (int r = 0; r < count; r++) {
-                const vector total = sums[r] - offset;
-                memcpy(totals[r], &total, 64);
+    alignas(64) typename F::total totals[strip_for(1)][GROUP][16];
+    vector offsets[strip_for(1)];
+    const int steps = s.depth / F::LANES, groups = (s.rows + GROUP - 1) / GROUP;
+    const int strip_panels = strip_for((s.rows + groups - 1) / groups);
+    const int64_t panel = int64_t(steps) * 64;
+    for (int p = first; p < last; p += strip_panels) {
+        const int panels = std::min(strip_panels, last - p), later = std::min(strip_panels, last - p - panels);
+        const int share = s.rows > FEW ? (later + groups - 1) / groups : 0;
+        for (int i = 0; i < panels; i++) offsets[i] = lifted(F(), w + (p + i) * panel, steps);
+        for (int g = 0; g < groups; g++) {
+            const int row = s.rows * g / groups, count = s.rows * (g + 1) / groups - row;
+            const int fetched = std::min(share * g, later), pace = std::min(share, later - fetched);
+            const Strip strip = {w + p * panel, w + (p + panels + fetched) * panel, panel, steps, pace};
+            multiply_for<F>(count, panels)(x + row * stride, stride, strip, totals);
+            for (int i = 0; i < panels; i++) {
+                for (int r = 0; r < count; r++) {
+                    vector total;
+                    memcpy(&total, totals[i][r], 64);
+                    total -= offsets[i];
+                    memcpy(totals[i][r], &total, 64);
+                }
+                finish(row, count, p + i, totals[i][0]);
             }
-            finish(row, count, p, totals[0]);
         }
     }
 }
@@ -209,7 +285,8 @@ void product_vectors(const char* x, int64_t stride, const char* w, const Shape& 
 template <typename F, typename Finish>
 INLINE void product(const char* x, int64_t stride, const char* w, const Shape& s, int first, int last, Finish finish) {
 #if defined(__AMX_TILE__)
-    if (HAS_TILES) return product_tiles<F>(x, stride, w, s, first, last, finish);
+    if constexpr (!std::is_same_v<F, Fp32>)
+        if (HAS_TILES) return product_tiles<F>(x, stride, w, s, first, last, finish);
 #endif
     product_vectors<F>(x, stride, w, s, first, last, finish);
 }
@@ -304,8 +381,9 @@ extern "C" void linear_int8(float* out, const float* x, const float* factors, co
     const Shape s = {rows, width, depth};
     float* row_scale = row_scales(rows);
     const auto prepare = [=](int row, char* target) {
-        row_scale[row] = quantise(x + int64_t(row) * in_features, factors, in_features, depth,
-                                  reinterpret_cast<int8_t*>(target));
+        int8_t* integers = reinterpret_cast<int8_t*>(target);
+        row_scale[row] = quantise(x + int64_t(row) * in_features, factors, in_features, depth, integers);
+        if (!HAS_TILES) lift(integers, depth);
     };
     // Scales and bias are padded to whole panels.
     const auto finish = [=](int row, int count, int panel, const int32_t* sums) {
@@ -319,15 +397,27 @@ extern "C" void linear_int8(float* out, const float* x, const float* factors, co
     linear<Int8>(s, weights, prepare, finish);
 }
 
-extern "C" void linear_bf16(float* out, const float* x, const void* weights, const float* bias, int rows,
-                            int in_features, int depth, int width) {
-    const Shape s = {rows, width, depth};
-    const auto prepare = [=](int row, char* target) {
-        round_row(x + int64_t(row) * in_features, in_features, depth, reinterpret_cast<bf16*>(target));
-    };
+// The two formats whose sums are the results, but for the bias.
+template <typename F, typename Prepare>
+static void linear_floats(float* out, const Shape& s, const void* weights, const float* bias, Prepare prepare) {
     const auto finish = [=](int row, int count, int panel, const float* sums) {
         const f16 shift = bias ? load(bias + panel * 16) : all(-0.0f);
         put(out, s, row, count, panel, sums, [=](int, const float* totals) { return load(totals) + shift; });
     };
-    linear<Bf16>(s, weights, prepare, finish);
+    linear<F>(s, weights, prepare, finish);
+}
+
+extern "C" void linear_bf16(float* out, const float* x, const void* weights, const float* bias, int rows,
+                            int in_features, int depth, int width) {
+    linear_floats<Bf16>(out, {rows, width, depth}, weights, bias, [=](int row, char* target) {
+        round_row(x + int64_t(row) * in_features, in_features, depth, reinterpret_cast<bf16*>(target));
+    });
+}
+
+extern "C" void linear_fp32(float* out, const float* x, const void* weights, const float* bias, int rows,
+                            int in_features, int depth, int width) {
+    linear_floats<Fp32>(out, {rows, width, depth}, weights, bias, [=](int row, char* target) {
+        memcpy(target, x + int64_t(row) * in_features, in_features * sizeof(float));
+        memset(target + in_features * sizeof(float), 0, (depth - in_features) * sizeof(float));
+    });
 }

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rayloom.engine.linear import Precision, make_linear
+from rayloom.engine.linear import Precision, in_place, make_linear
 from rayloom.engine.runners.base import Projection
+
+_LINE_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,9 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
 def project(model: PreTrainedModel, names: Sequence[str], packing: Packing) -> Projection:
     """Linear layers that read the same input, as one product.
 
-    In fp32 the model's own parameters become views into the fused weights: nothing is held twice, and the model
-    still works, with gradients and in-place updates too.
+    Where products use float32 weights in place (`in_place`), the model's own parameters become views into the fused
+    weights: nothing is held twice, and the model still works, with gradients and in-place updates too. Elsewhere
+    products have weights of their own, and the model is as it was.
 
     Args:
         model: Holds the layers.
@@ -69,7 +72,8 @@ def project(model: PreTrainedModel, names: Sequence[str], packing: Packing) -> P
     biases = [cast("Tensor | None", getattr(layer, "bias", None)) for layer in layers]
     widths = [int(_weight(layer).shape[0]) for layer in layers]
     bias_O = _fuse_biases(biases, widths)
-    if packing.precision == "fp32" and weight_OI.dtype is torch.float32:
+    if in_place(weight_OI, packing.precision) and weight_OI.dtype is torch.float32:
+        weight_OI = _aligned(weight_OI)
         _share(layers, weight_OI, widths)
     ends = [sum(widths[: i + 1]) for i in range(len(widths))]
     parts = tuple((name, end - width, end) for name, width, end in zip(names, widths, ends, strict=True))
@@ -104,6 +108,11 @@ def _weight(layer: nn.Module) -> Tensor:
 def _fuse(weights: list[Tensor]) -> Tensor:
     """Side by side, rows contiguous: kernels read weights row by row."""
     return weights[0].contiguous() if len(weights) == 1 else torch.cat(weights)
+
+
+def _aligned(weight_OI: Tensor) -> Tensor:
+    """From the start of a cache line on: a tensor of a file begins anywhere, its vectors come out of two lines each."""
+    return weight_OI.clone() if weight_OI.is_cpu and weight_OI.data_ptr() % _LINE_BYTES else weight_OI
 
 
 def _fuse_biases(biases: list[Tensor | None], widths: list[int]) -> Tensor | None:
