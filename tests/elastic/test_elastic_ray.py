@@ -23,7 +23,7 @@ from rayloom.training.commits import COMMIT, Commit
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 JOB = Path(__file__).parents[2] / "jobs" / "finetune" / "tiny_gpt_neo_lm.yaml"
-STEPS = 300
+STEPS = 900
 NODE = {"num_cpus": 1, "object_store_memory": 128 * 1024**2}
 NOISE = 1e-4
 """Relative, after hundreds of steps that each add float32's rounding (1e-7) in another order."""
@@ -51,13 +51,13 @@ def train(folder: Path, name: str, sink) -> None:
         "output.run_name": name,
         "dataset.max_input_length": 48,
         "training.max_steps": STEPS,
-        "training.num_epochs": 50,
-        "training.batch_size": 2,
-        "training.checkpoint_every_steps": 10,
+        "training.num_epochs": 500,
+        "training.batch_size": 16,
+        "training.checkpoint_every_steps": 25,
         "training.save_total_limit": 100,
         "training.logging_steps": 1,
         "training.learning_rate": 1e-3,
-        "training.eval_every_epochs": 50,
+        "training.eval_every_epochs": 500,
         "distributed.min_workers": 1,
     }
     config = load_run_config(JOB, [f"{key}={value}" for key, value in overrides.items()])
@@ -76,7 +76,7 @@ def test_a_run_shrinks_and_grows_and_stays_the_same_run(cluster, tmp_path):
             resumed.append(int(event.text.split()[3]))
             if len(resumed) == 1:
                 cluster.add_node(**NODE, wait=False)
-        elif isinstance(event, StepRecord) and event.step == 25 and not resumed:
+        elif isinstance(event, StepRecord) and event.step == 40 and not resumed:
             kill_node(cluster)
 
     train(tmp_path, "elastic", watch)
