@@ -138,10 +138,16 @@ def test_the_model_still_works(name: str, precision: Any) -> None:
     torch.testing.assert_close(whole_logits(model, [1, 2, 3], encoder_ids), before_LV, rtol=1e-6, atol=1e-6)
 
 
+@pytest.fixture
+def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with AMX."""
+    for module in (linear, weights):
+        monkeypatch.setattr(module, "in_place", lambda _, precision: precision == "fp32")
+
+
+@pytest.mark.usefixtures("in_place")
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
-def test_weights_that_are_used_in_place_are_held_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "in_place", lambda _, precision: precision == "fp32")
-    monkeypatch.setattr(weights, "in_place", lambda _, precision: precision == "fp32")
+def test_weights_that_are_used_in_place_are_held_once(name: str) -> None:
     model = tiny_model(CONFIGS[name])
     encoder_ids = (3, 4, 5) if model.config.is_encoder_decoder else ()
     before_LV = whole_logits(model, [1, 2, 3], encoder_ids)
@@ -153,10 +159,9 @@ def test_weights_that_are_used_in_place_are_held_once(name: str, monkeypatch: py
     torch.testing.assert_close(whole_logits(model, [1, 2, 3], encoder_ids), before_LV, rtol=1e-6, atol=1e-6)
 
 
-def test_weights_that_are_used_in_place_begin_a_cache_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("in_place")
+def test_weights_that_are_used_in_place_begin_a_cache_line() -> None:
     """As tensors of a file do not."""
-    monkeypatch.setattr(linear, "in_place", lambda _, precision: precision == "fp32")
-    monkeypatch.setattr(weights, "in_place", lambda _, precision: precision == "fp32")
     model = tiny_model(CONFIGS["llama"])
     layer = model.get_submodule("model.layers.0.mlp.down_proj")
     before_OI = layer.weight.detach().clone()

@@ -308,7 +308,7 @@ float quantise(const float* RESTRICT x, const float* RESTRICT factors, int n, in
     }
     float largest;
     memcpy(&largest, &bits, 4);
-    const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+    const float inverse = largest > 1e-30f ? 1.0f / largest * 127.0f : 0.0f;  // rounded twice, as torch does
     // Adding 1.5 * 2^23 rounds to nearest even; the low byte of the sum is the integer.
     for (int i = 0; i < n; i++) {
         const float shifted = x[i] * factors[i] * inverse + 12582912.0f;
