@@ -11,7 +11,8 @@ Tables (--table, several may be named; all by default):
   4,000 rows, spread evenly over their lengths; padded steps are all alike, so one of them is a turn. Then on text in
   full blocks of 512 tokens, where there is nothing to save.
 * zero1: DeepSpeed at ZeRO 1 against the plain backend, in one process.
-* workers: one worker and two, each with as many rows a step, through Ray Train.
+* workers: one worker and two over the same rows, each with as many a step, through Ray Train; beside them processes
+  that exchange nothing, which is the most that the machine has to give.
 * checkpoint: `rayloom train` with GPT-Neo: by how much a save lengthens the steps after it, told for one save
   per 100 steps; then the run is killed, and `rayloom train --resume` is timed until its first step is done.
 

@@ -39,6 +39,8 @@ WARM_UP = 10
 """First steps of a run that do not count: memory is found, and kernels for shapes of batches are made."""
 _TIMES = 4
 """Runs on Ray have that many times the steps of a turn in this process."""
+_LOGGED = 8
+"""Steps between two records of runs on several workers, who wait for each other to make one; the default is 10."""
 _ONE, _TWO = "1 worker", "2 workers"
 _ALONE, _APART = "1 process, no Ray", "2 processes, nothing exchanged"
 _SAVE_EVERY, _SHADOW, _PER_STEPS = 30, 10, 100
@@ -78,10 +80,13 @@ def _apart(count: int, config: RunConfig, prepared: Prepared) -> Turn:
 
 
 def _run_of(options: Options, workers: int) -> RunConfig:
-    training = {"logging_steps": 1, "max_steps": WARM_UP + _TIMES * options.steps + 1, "num_epochs": 100}
+    """Two passes over the same rows, and a step more: the first pass warms up."""
+    steps = -(-_TIMES * options.steps // _LOGGED) * _LOGGED  # of a pass of two workers; one needs twice as many
+    rows = 2 * options.rows_per_step * steps
+    training = {"logging_steps": _LOGGED, "max_steps": 4 * steps // workers + 1, "num_epochs": 3}
     return config_of(
         "gpt_neo",
-        ANSWERS,
+        ANSWERS | {"max_train_rows": rows},
         batch_size=options.rows_per_step,
         training=training | {"eval_every_epochs": 100},
         distributed={"num_workers": workers, "backend": "plain"},
@@ -89,14 +94,16 @@ def _run_of(options: Options, workers: int) -> RunConfig:
 
 
 def _turn(records: Records) -> Turn:
-    steps = [step for step in records.steps[WARM_UP:] if step.step < step.total_steps]
-    seconds = [duration(step) for step in steps]
-    tokens = sum(step.tokens_per_s * second for step, second in zip(steps, seconds, strict=True))
+    """The second pass."""
+    total = records.steps[-1].total_steps
+    second = [step for step in records.steps if total // 2 < step.step < total]
+    seconds = [duration(step) * _LOGGED for step in second]
+    tokens = sum(step.tokens_per_s * each for step, each in zip(second, seconds, strict=True))
     return Turn(round(tokens), sum(seconds), records.steps[-1].loss)
 
 
 def duration(step: StepRecord) -> float:
-    """Seconds from the record before to this one; the last one of a run does not tell."""
+    """Seconds of a step since the record before this one; the last one of a run does not tell."""
     return step.eta_s / (step.total_steps - step.step)
 
 

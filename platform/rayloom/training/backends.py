@@ -19,7 +19,7 @@ from rayloom.training.copies import Copies, is_small
 from rayloom.training.frozen import cast_frozen_once
 from rayloom.training.loss import TokenLoss
 from rayloom.training.optimizer import build_optimizer, set_learning_rate
-from rayloom.training.shared_mean import shared_mean
+from rayloom.training.shared_update import shared_update
 
 _HALVES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -76,7 +76,8 @@ class PlainBackend:
         self._copies = Copies()
         self._parallel: nn.Module = self.module
         several = distributed.world_size() > 1
-        self._shared = shared_mean(self.module) if several and device.type == "cpu" else None
+        shares = several and device.type == "cpu" and not self._scaler.is_enabled()
+        self._shared = shared_update(self.module, self._optimizer) if shares else None
         if several and self._shared is None:
             self._parallel = DistributedDataParallel(
                 self.module,
@@ -96,19 +97,20 @@ class PlainBackend:
             with self._autocast():
                 loss: Tensor = self._parallel(**batch)
             self._scaler.scale(weighted(loss, scale)).backward()  # type: ignore[no-untyped-call]
-        if is_last and self._shared is not None:
-            self._shared.average()
         return loss.detach()
 
     def update(self, learning_rate: float) -> Tensor | float:
         """See `Backend.update`."""
         set_learning_rate(self._optimizer, learning_rate)
+        limit = self._config.training.max_grad_norm or float("inf")
+        skips = self._config.training.non_finite == "skip"
+        if self._shared is not None:
+            return self._shared.update(learning_rate, max_norm=limit, skip_non_finite=skips)
         self._scaler.unscale_(self._optimizer)
         trained = [p for p in self.module.parameters() if p.requires_grad]
-        limit = self._config.training.max_grad_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(trained, limit)
         # Asking waits for the device, so only those who want to skip pay for it.
-        if self._config.training.non_finite == "stop" or torch.isfinite(norm):
+        if not skips or torch.isfinite(norm):
             self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
