@@ -27,7 +27,9 @@ def show(
         return
     from rayloom.training import deepspeed_config
 
-    typer.echo(json.dumps(deepspeed_config(loaded, on_gpu=loaded.distributed.use_gpu is True), indent=2))
+    workers = loaded.distributed
+    shown = deepspeed_config(loaded, on_gpu=workers.use_gpu is True, num_workers=workers.num_workers)
+    typer.echo(json.dumps(shown, indent=2))
 
 
 @config_app.command()

@@ -21,15 +21,25 @@ from rayloom.training.optimizer import build_optimizer, parameter_names, set_lea
 from rayloom.training.universal import MODEL_PREFIX, from_deepspeed, from_torch, read_state, universal_folder
 
 _FOLDER, _TAG = "deepspeed", "step"
+_LONE_BUCKET = 1_000_000
+"""Elements; DeepSpeed copies only smaller gradients together."""
 
 
-def deepspeed_config(config: RunConfig, *, on_gpu: bool) -> dict[str, Any]:
+def deepspeed_config(config: RunConfig, *, on_gpu: bool, num_workers: int) -> dict[str, Any]:
     """The DeepSpeed configuration that a run config means.
 
     Optimizer and schedule are not in it: both are ours and the same for every backend.
+
+    Args:
+        config: The run.
+        on_gpu: Whether workers have GPUs.
+        num_workers: How many there are, which may be another number than the config's.
     """
     training, workers = config.training, config.distributed
     zero: dict[str, Any] = {"stage": workers.stage, "overlap_comm": on_gpu and workers.stage in (1, 2, 3)}
+    if num_workers == 1 and workers.stage in (1, 2) and workers.offload == "none":
+        # Nothing travels: large gradients stay where they are, and none is divided by the number of processes.
+        zero |= {"reduce_bucket_size": _LONE_BUCKET, "reduce_scatter": False}
     if workers.offload != "none":
         target: dict[str, Any] = {"device": workers.offload, "pin_memory": on_gpu}
         if workers.nvme_path:
@@ -70,7 +80,7 @@ class DeepSpeedBackend:
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(module, config.training, device, offload=self._offloads),
-            config=deepspeed_config(config, on_gpu=on_gpu),
+            config=deepspeed_config(config, on_gpu=on_gpu, num_workers=distributed.world_size()),
         )
         self.module: TokenLoss = self._engine.module
 
