@@ -142,9 +142,14 @@ class PlainBackend:
 
     def load(self, folder: Path) -> None:
         """See `Backend.load`. A DeepSpeed checkpoint is converted on the way."""
-        if not (folder / PLAIN_STATE).exists():
+        if (folder / PLAIN_STATE).exists():
+            self._load_plain(folder)
+        else:
             self._load_deepspeed(folder)
-            return
+        if self._shared is not None:
+            self._shared.adopt()
+
+    def _load_plain(self, folder: Path) -> None:
         from rayloom.models import load_trained_weights
 
         load_trained_weights(self.module.model, load_weights(folder))

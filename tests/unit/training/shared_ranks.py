@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,19 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import AdamW
 
-from rayloom.training import Job, PlainBackend, TokenLoss, backends, distributed, shared_memory, shared_update, train
+from rayloom.data import MicroBatch
+from rayloom.training import (
+    Job,
+    PlainBackend,
+    TokenLoss,
+    backends,
+    copies,
+    distributed,
+    shared_memory,
+    shared_update,
+    train,
+)
+from rayloom.training.batches import to_device
 from tests.fakes import KeptReports, random_examples, run_config, tiny_model
 
 CPU = torch.device("cpu")
@@ -199,6 +212,50 @@ def trains_as_with_ddp(folder: Path) -> None:
             torch.testing.assert_close(torch.tensor(shared_run[0]), torch.tensor(ddp_run[0]), **tolerance)
         for mine, other in zip(shared_run[1], ddp_run[1], strict=True):
             torch.testing.assert_close(mine, other, rtol=0.0 if not limit else 1e-4, atol=0.0 if not limit else 1e-6)
+
+
+def saves_and_loads(folder: Path) -> None:
+    """What one kind of backend saved, the other goes on from, and so does the same kind: to the bit, from small copies
+    and from the tensors themselves."""
+    for small in (1 << 30, 0):
+        copies._SMALL_BYTES = small
+        for writer, reader in (("shared", "ddp"), ("ddp", "shared"), ("shared", "shared")):
+            place = folder / f"{small}-{writer}-{reader}"
+            place.mkdir(exist_ok=True)
+            one, two = backend_of(writer), backend_of(reader)
+            for number in range(3):
+                backend_step(one, number)
+            for write in one.save(place):
+                write(place)
+            dist.barrier()
+            backend_step(two, 7)  # what it holds is overwritten
+            two.load(place)
+            for number in range(3, 6):
+                (loss, norm), (its, its_norm) = backend_step(one, number), backend_step(two, number)
+                assert loss == its, (small, writer, reader, number)
+                assert math.isclose(norm, its_norm, rel_tol=1e-6)
+            for mine, other in zip(one.module.parameters(), two.module.parameters(), strict=True):
+                assert torch.equal(mine, other), (small, writer, reader)
+
+
+def backend_step(backend: PlainBackend, number: int) -> tuple[float, float]:
+    """A step on rows of its own per rank; its loss and norm."""
+    rows = random_examples(2, seq2seq=True, seed=10 * number + dist.get_rank())
+    micro = MicroBatch(rows=(0, 1), is_filler=False)
+    batch = to_device(rows, micro, pad_token_id=0, device=CPU)
+    loss = backend.backward(batch, scale=0.01, is_last=True)
+    return float(loss), float(backend.update(1e-2))
+
+
+def backend_of(name: str) -> PlainBackend:
+    """Over a small T5 whose gradients are not clipped."""
+    kept = backends.shared_update
+    backends.shared_update = kept if name == "shared" else lambda *_: None
+    config = run_config(training={"max_grad_norm": 0.0}, distributed={"num_workers": 2})
+    backend = PlainBackend(TokenLoss(tiny_model("t5"), seq2seq=True), config, CPU)
+    backends.shared_update = kept
+    assert (backend._shared is None) == (name == "ddp")
+    return backend
 
 
 def one_run(folder: Path, name: str, limit: float) -> tuple[list[float], list[nn.Parameter]]:

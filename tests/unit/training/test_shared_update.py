@@ -20,6 +20,7 @@ from tests.unit.training import shared_ranks
         ("goes_on_from_a_state", 2),
         ("skips_what_is_not_finite", 2),
         ("trains_as_with_ddp", 2),
+        ("saves_and_loads", 2),
         ("apart", 2),
         ("without_memory", 2),
     ],
