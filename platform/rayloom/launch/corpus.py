@@ -61,26 +61,25 @@ class RayWorkers:
         told = _Progress(self._told, what, sizes)
         cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
         most = min(2 * cpus, 1 + sum(sizes) // _WORTH_A_PROCESS)
-        try:
-            while waiting or running:
-                while waiting and len(running) < most:
-                    running.append(do_piece.remote(shared, waiting.popleft()))
-                yield _result(running[0])
-                running.popleft()
-                told.one_more()
-        finally:
-            for task in running:
-                ray.cancel(task)
+        # Where one fails, those under way end by themselves, and their pieces lie ready for the next attempt: a
+        # `ray.cancel` that meets a task's answer ends this process (a failed check in Ray 2.60's task_manager.cc).
+        while waiting or running:
+            while waiting and len(running) < most:
+                running.append(do_piece.remote(shared, waiting.popleft()))
+            yield _result(running.popleft())
+            told.one_more()
 
 
 def _result(task: Any) -> Any:
     try:
-        return ray.get(task)
+        result = ray.get(task)
     except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        raise cause if isinstance(cause, RayloomError) else ServiceError(f"a task failed: {error}") from error
+        raise ServiceError(f"a task failed: {error}") from error
     except ray.exceptions.RayError as error:
         raise ServiceError(f"a task was lost: {error}") from error
+    if isinstance(result, RayloomError):
+        raise result
+    return result
 
 
 class _Progress:

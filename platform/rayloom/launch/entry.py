@@ -10,6 +10,8 @@ from typing import Any
 
 import ray
 
+from rayloom.errors import RayloomError
+
 
 def train_worker(settings: dict[Any, Any]) -> dict[str, Any]:
     """``train_loop_per_worker``: fetch the payload and train. Returns what `rayloom.launch.worker.work` does.
@@ -29,5 +31,12 @@ def do_piece(work: Any, piece: Any) -> Any:
     Args:
         work: Called with the piece; can be pickled.
         piece: Can be pickled.
+
+    Returns:
+        What the work does, or the `RayloomError` that it raised: Ray prints a raised one that nobody asks for, as
+        happens where several pieces have errors and the first ends the run.
     """
-    return work(piece)
+    try:
+        return work(piece)
+    except RayloomError as error:
+        return error
