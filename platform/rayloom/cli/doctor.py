@@ -31,11 +31,15 @@ _SAMPLED_STREAMED_ROWS = 50
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the workers will run, as far as this process sees it."""
+    """Where the workers will run, as far as this process sees it.
+
+    ``one_machine``: they are all CPUs of this one, whose memory they share.
+    """
 
     on_gpu: bool
     memory_per_worker: int
     memory_source: str
+    one_machine: bool = False
 
 
 def doctor(
@@ -45,7 +49,11 @@ def doctor(
     set_: Overrides = [],  # noqa: B006 - typer copies it
     memory: Annotated[
         float | None,
-        typer.Option(metavar="GIB", help="Memory of one worker; this machine's where not given.", min=0.1),
+        typer.Option(
+            metavar="GIB",
+            help="Memory of one worker; this machine's where not given, which its workers then share.",
+            min=0.1,
+        ),
     ] = None,
     gpu: Annotated[
         bool | None,
@@ -72,14 +80,14 @@ def doctor(
     hf_config = model_config(loaded)
     rows = train_rows(loaded)
     machine = look_at_machine(loaded, memory, gpu)
-    sizing = estimate(
-        loaded, hf_config, rows=rows, memory_limit=machine.memory_per_worker, flops=_rate(loaded, machine)
-    )
+    limit, one_machine = machine.memory_per_worker, machine.one_machine
+    flops = _rate(loaded, machine)
+    sizing = estimate(loaded, hf_config, rows=rows, memory_limit=limit, flops=flops, one_machine=one_machine)
     check_task(loaded.model, sizing.shape.family)
     console.print(model_table(loaded, sizing))
     console.print(memory_table(loaded, sizing, machine))
     console.print(run_table(sizing, rows))
-    advice = advise(loaded, sizing.shape, memory_limit=machine.memory_per_worker, on_gpu=machine.on_gpu, rows=rows)
+    advice = advise(loaded, sizing.shape, memory_limit=limit, on_gpu=machine.on_gpu, rows=rows, one_machine=one_machine)
     give_advice(console, loaded, advice)
     if models:
         console.print(variants_table())
@@ -156,7 +164,7 @@ def look_at_machine(config: RunConfig, memory: float | None, gpu: bool | None) -
     if on_gpu:
         raise ConfigError("workers take GPUs, and there is none here to look at: give its memory, such as --memory 80")
     available = psutil.virtual_memory().available // config.distributed.num_workers
-    return Machine(on_gpu, available, "free on this machine now, parted among its workers")
+    return Machine(on_gpu, available, "free on this machine now, parted among its workers", one_machine=True)
 
 
 def model_table(config: RunConfig, sizing: Sizing) -> Table:

@@ -9,8 +9,9 @@ costs what it computes, and smaller micro-batches use the hardware less well.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from rayloom.config import RunConfig
@@ -119,7 +120,15 @@ class Advice:
         return found
 
 
-def advise(config: RunConfig, shape: Shape, *, memory_limit: int, on_gpu: bool, rows: Rows | None = None) -> Advice:
+def advise(
+    config: RunConfig,
+    shape: Shape,
+    *,
+    memory_limit: int,
+    on_gpu: bool,
+    rows: Rows | None = None,
+    one_machine: bool = False,
+) -> Advice:
     """Choose backend, ZeRO stage, offload, recomputing and micro-batch for a run.
 
     Args:
@@ -128,17 +137,22 @@ def advise(config: RunConfig, shape: Shape, *, memory_limit: int, on_gpu: bool, 
         memory_limit: Bytes that one worker has.
         on_gpu: Whether workers have GPUs: on CPUs there is nowhere to offload to.
         rows: Train rows, where they are known.
+        one_machine: All workers are CPUs of one machine.
     """
+
+    def memory_of(setting: Setting, applied: RunConfig) -> WorkerMemory:
+        return worker_memory(applied, shape, setting.stage or 0, rows, one_machine=one_machine)
+
     tried: list[Choice] = []
     for setting in sorted(_settings(config, on_gpu=on_gpu), key=lambda setting: setting.cost):
-        memory = worker_memory(setting.applied(config), shape, setting.stage or 0, rows)
+        memory = memory_of(setting, setting.applied(config))
         tried.append(Choice(setting, memory, memory.fits(memory_limit)))
         if tried[-1].fits:
             break
     chosen = tried[-1] if tried[-1].fits else None
     firsts = {(one.setting.stage, one.setting.offload): one for one in reversed(tried) if not one.fits}
     refused = tuple(sorted(firsts.values(), key=lambda one: one.setting.cost))
-    most = _most_rows(config, shape, chosen.setting, memory_limit, rows) if chosen else 0
+    most = _most_rows(chosen.setting.applied(config), partial(memory_of, chosen.setting), memory_limit) if chosen else 0
     return Advice(chosen, refused, most)
 
 
@@ -152,14 +166,12 @@ def _settings(config: RunConfig, *, on_gpu: bool) -> Iterator[Setting]:
         yield Setting(stage, offload, recompute, count)
 
 
-def _most_rows(config: RunConfig, shape: Shape, setting: Setting, memory_limit: int, rows: Rows | None) -> int:
+def _most_rows(applied: RunConfig, memory_of: Callable[[RunConfig], WorkerMemory], memory_limit: int) -> int:
     """Rows of a micro-batch that fit: the setting's, or these doubled as often as there is room."""
-    applied = setting.applied(config)
     size = applied.training.batch_size
     while size < _MOST_ROWS:
         training = applied.training.model_copy(update={"batch_size": 2 * size})
-        wider = applied.model_copy(update={"training": training})
-        if not worker_memory(wider, shape, setting.stage or 0, rows).fits(memory_limit):
+        if not memory_of(applied.model_copy(update={"training": training})).fits(memory_limit):
             break
         size *= 2
     return size

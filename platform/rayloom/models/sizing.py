@@ -2,7 +2,8 @@
 
 Bytes per parameter of mixed-precision Adam follow ZeRO (Rajbhandari et al., 2020, section 3): 2 for the
 weight, 2 for the gradient, 12 for optimizer state (fp32 copy and two moments); all fp32: 4, 4 and 8. Stage 1
-divides optimizer state by the number of workers, stage 2 gradients as well, stage 3 weights as well.
+divides optimizer state by the number of workers, stage 2 gradients as well, stage 3 weights as well. Without ZeRO,
+workers on CPUs of one machine share trained weights and optimizer state (`rayloom.training.shared_update`).
 Activations follow Korthikanti et al. (2022), equation 1: ``34 x tokens x width`` bytes per 16-bit layer, and
 ``5 x heads x length`` per token where attention keeps its score matrix; logits count apart, at positions with a
 target, with their gradient. Floating-point operations are 6 x parameters x tokens, 4 x with LoRA, whose frozen
@@ -134,6 +135,7 @@ def estimate(
     rows: Rows | None = None,
     memory_limit: int | None = None,
     flops: float | None = None,
+    one_machine: bool = False,
 ) -> Sizing:
     """Estimate a run before it starts.
 
@@ -143,6 +145,7 @@ def estimate(
         rows: Train rows; without them steps and time stay unknown.
         memory_limit: Bytes that one worker has.
         flops: Floating-point operations per second that one worker reaches in training.
+        one_machine: All workers are CPUs of one machine.
 
     Raises:
         ModelError: The model does not generate text, or a LoRA target does not exist.
@@ -151,7 +154,7 @@ def estimate(
     checkpoint = _checkpoint_bytes(config, shape)
     return Sizing(
         shape=shape,
-        stages=tuple(worker_memory(config, shape, stage, rows) for stage in STAGES),
+        stages=tuple(worker_memory(config, shape, stage, rows, one_machine=one_machine) for stage in STAGES),
         chosen_stage=config.distributed.stage,
         memory_limit=memory_limit,
         # The best and the last are kept whatever is asked for.
@@ -193,8 +196,18 @@ def _untied_head(hf_config: Any) -> int:
     return int(hf_config.vocab_size * hf_config.hidden_size)
 
 
-def worker_memory(config: RunConfig, shape: Shape, stage: int, rows: Rows | None = None) -> WorkerMemory:
-    """Bytes that one worker needs at a ZeRO stage. The formulas stand at the top of this file."""
+def worker_memory(
+    config: RunConfig, shape: Shape, stage: int, rows: Rows | None = None, *, one_machine: bool = False
+) -> WorkerMemory:
+    """Bytes that one worker needs at a ZeRO stage. The formulas stand at the top of this file.
+
+    Args:
+        config: The run.
+        shape: Of its model.
+        stage: ZeRO stage, instead of the config's.
+        rows: Train rows, where they are known.
+        one_machine: All workers are CPUs of one machine.
+    """
     workers, half = config.distributed.num_workers, config.training.precision != "fp32"
     uses_deepspeed = config.distributed.uses_deepspeed or stage > 0
     # The plain backend keeps weights in fp32 and computes under autocast.
@@ -203,7 +216,10 @@ def worker_memory(config: RunConfig, shape: Shape, stage: int, rows: Rows | None
     if half and not uses_deepspeed:
         weights += 2 * shape.parameters  # autocast's copies, which the backward pass needs too
     optimizer = (12 if half and uses_deepspeed else 8) * shape.trainable
-    if stage >= 1:
+    shares = one_machine and not uses_deepspeed and config.training.precision != "fp16"
+    if shares:
+        weights -= wide * shape.trainable - math.ceil(wide * shape.trainable / workers)
+    if shares or stage >= 1:
         optimizer = math.ceil(optimizer / workers)
     if stage >= 2:
         gradients = math.ceil(gradients / workers)

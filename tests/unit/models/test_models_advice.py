@@ -135,6 +135,15 @@ def test_what_is_advised_fits_and_trains_the_same_rows(
     assert advice.most_rows >= applied.training.batch_size
 
 
+def test_what_workers_of_one_machine_share_needs_no_zero() -> None:
+    config = run_config(training={"batch_size": 1}, distributed={"num_workers": 8})
+    limits = {"memory_limit": int(2.6 * GIB), "on_gpu": False, "rows": ROWS}
+    apart, shared = (advise(config, shape(config), one_machine=one, **limits) for one in (False, True))
+    assert apart.chosen is not None
+    assert apart.chosen.setting.stage is not None
+    assert setting(shared) == (None, False, False, 0)
+
+
 def test_packed_sequences_are_wider_and_fewer() -> None:
     def layout(**training: Any):
         config = run_config(

@@ -115,6 +115,27 @@ def test_higher_stages_and_more_workers_never_need_more(
     assert shorter.chosen.activations <= few.chosen.activations
 
 
+def test_plain_workers_of_one_machine_share_weights_and_optimizer() -> None:
+    def stages(num_workers: int, *, one_machine: bool, **sections: Any):
+        config = run_config(distributed={"num_workers": num_workers}, **sections)
+        return sized(config, one_machine=one_machine).stages
+
+    apart, shared = stages(4, one_machine=False), stages(4, one_machine=True)
+    assert 4 * shared[0].weights == apart[0].weights
+    assert 4 * shared[0].optimizer == apart[0].optimizer
+    assert shared[0].gradients == apart[0].gradients
+    assert shared[1:] == apart[1:]
+    assert stages(1, one_machine=True) == stages(1, one_machine=False)
+    fp16 = {"training": {"fp16": True}}
+    assert stages(4, one_machine=True, **fp16) == stages(4, one_machine=False, **fp16)
+    lora = {"lora": {"r": 8}}
+    frozen = stages(4, one_machine=True, **lora)[0].weights
+    assert (
+        stages(4, one_machine=False, **lora)[0].weights - frozen
+        == 3 * stages(4, one_machine=True, **lora)[0].gradients // 4
+    )
+
+
 def test_checkpointing_saves_memory_and_costs_time() -> None:
     rows = Rows(1000, 100.0)
     kept = sized(run_config(), rows=rows, flops=1e11)
