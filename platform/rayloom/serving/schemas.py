@@ -66,15 +66,30 @@ class Part(BaseModel):
         return {name: value for name, value in values.items() if value is not None}
 
 
+MOST_MESSAGES = 10_000
+"""Of a conversation, whatever may be in them: each takes time before anything else is known of it."""
+
+
+class TextPart(Part):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
 class Message(Part):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
-    content: str
+    role: Literal["system", "developer", "user", "assistant"]
+    """Who says it; `developer` is another name of `system`."""
+    content: str | Annotated[list[TextPart], Field(fail_fast=True, max_length=MOST_MESSAGES)]
+    """What is said; pieces are put together."""
 
+    def plain(self) -> dict[str, str]:
+        """As a chat template takes it."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
-MOST_MESSAGES = 10_000
-"""Of a conversation, whatever may be in them: each takes time before anything else is known of it."""
 
 Messages = Annotated[list[Message], Field(fail_fast=True, max_length=MOST_MESSAGES)]
 """A list of a million mistakes is one mistake."""
@@ -120,7 +135,7 @@ class GenerateRequest(OwnRequest):
 
     def call(self) -> Call:
         """What the replica gets."""
-        messages = None if self.messages is None else tuple(each.model_dump() for each in self.messages)
+        messages = None if self.messages is None else tuple(each.plain() for each in self.messages)
         prompt = Prompt(self.prompt, self.context, messages)
         return Call(prompt, self.parameters, model=self.model, user=self.user)
 
@@ -172,7 +187,7 @@ class TokenizeRequest(TokensRequest):
 
     def call(self) -> TextCall:
         """What the replica gets."""
-        messages = None if self.messages is None else tuple(each.model_dump() for each in self.messages)
+        messages = None if self.messages is None else tuple(each.plain() for each in self.messages)
         prompt = Prompt(self.prompt or "", messages=messages, raw=messages is None)
         return TextCall(prompt, adds_special_tokens=self.add_special_tokens, model=self.model)
 

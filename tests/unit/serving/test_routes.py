@@ -298,9 +298,17 @@ def test_a_stream_that_breaks_says_so_and_ends(client: TestClient) -> None:
 
 
 def test_a_conversation_instead_of_a_prompt(client: TestClient, backend: FakeBackend) -> None:
-    body = client.post("/generate", json={"messages": [{"role": "user", "content": "hello you"}]}).json()
-    assert body["text"] == "HELLO YOU"
-    assert backend.model_.calls[-1].prompt.messages == ({"role": "user", "content": "hello you"},)
+    messages = [
+        {"role": "developer", "content": "be"},
+        {"role": "user", "content": [{"type": "text", "text": "hello "}, {"type": "text", "text": "you"}]},
+    ]
+    plain = [{"role": "system", "content": "be"}, {"role": "user", "content": "hello you"}]
+    body = client.post("/generate", json={"messages": messages}).json()
+    assert body["text"] == "BE HELLO YOU"
+    assert backend.model_.calls[-1].prompt.messages == tuple(plain)
+    counted = [client.post("/tokenize", json={"messages": each}).json() for each in (messages, plain)]
+    assert counted[0] == counted[1]
+    assert counted[0]["count"] > 1
 
 
 def test_details_on_request(client: TestClient) -> None:

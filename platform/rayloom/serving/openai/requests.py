@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, SkipValidation, StrictBool, StrictI
 from rayloom.errors import RequestError
 from rayloom.serving.calls import Call, Prompt
 from rayloom.serving.openai.parameters import translated
-from rayloom.serving.schemas import MOST_MESSAGES, GenerationParameters, Part
+from rayloom.serving.schemas import GenerationParameters, Messages, Part
 
 _PROMPT_KINDS = "a text, a list of texts, a list of token ids, or a list of such lists"
 
@@ -132,27 +132,6 @@ class CompletionRequest(SharedRequest):
         _check_stream_options(self)
 
 
-class TextPart(Part):
-    """A piece of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(Part):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    """Who says it; `developer` is another name of `system`."""
-    content: str | Annotated[list[TextPart], Field(fail_fast=True, max_length=MOST_MESSAGES)]
-    """What is said; pieces are put together."""
-
-    def plain(self) -> dict[str, str]:
-        """As a chat template takes it."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
-
-
 class JsonSchemaFormat(Part):
     """A schema and its name."""
 
@@ -193,7 +172,7 @@ class ChatRequest(SharedRequest):
     A model without one takes a single message, from the user: it fills the template that the model was trained with.
     """
 
-    messages: Annotated[list[ChatMessage], Field(fail_fast=True, max_length=MOST_MESSAGES)] = Field(min_length=1)
+    messages: Messages = Field(min_length=1)
     """The conversation; the last turn is the user's."""
     max_tokens: int | None = Field(None, ge=1)
     """Older name of `max_completion_tokens`."""
