@@ -16,6 +16,7 @@ from rayloom.training.batches import Batch
 from rayloom.training.checkpoint import Write, save_weights
 from rayloom.training.deepspeed_import import import_deepspeed
 from rayloom.training.deepspeed_loading import Layout, fill_engine, write_global_state
+from rayloom.training.lone_zero import spare_copies
 from rayloom.training.loss import TokenLoss
 from rayloom.training.optimizer import build_optimizer, parameter_names, set_learning_rate
 from rayloom.training.universal import MODEL_PREFIX, from_deepspeed, from_torch, read_state, universal_folder
@@ -83,6 +84,8 @@ class DeepSpeedBackend:
             config=deepspeed_config(config, on_gpu=on_gpu, num_workers=distributed.world_size()),
         )
         self.module: TokenLoss = self._engine.module
+        if distributed.world_size() == 1 and config.distributed.stage == 1 and not self._offloads and self._is_half:
+            spare_copies(self._engine.optimizer, bucket=_LONE_BUCKET)
 
     def loss(self, batch: Batch) -> Tensor:
         """See `Backend.loss`."""
@@ -194,6 +197,10 @@ class DeepSpeedBackend:
     @property
     def _offloads(self) -> bool:
         return self._config.distributed.offload != "none"
+
+    @property
+    def _is_half(self) -> bool:
+        return self._config.training.precision != "fp32"
 
     @property
     def _is_partial(self) -> bool:

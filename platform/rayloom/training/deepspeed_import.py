@@ -26,4 +26,7 @@ def import_deepspeed(*, on_gpu: bool) -> Any:
         # Otherwise initialising compiles a shared-memory collective (a minute, and a compiler) that only
         # inference uses.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # ZeRO would widen every gradient to float64 for the norm, which costs more than the norm does. In float32, as
+        # on devices without float64, it is what PyTorch's clipping computes.
+        deepspeed.accelerator.get_accelerator().is_fp64_supported = lambda: False
     return deepspeed
