@@ -12,7 +12,7 @@ from rayloom.artifacts.manifest import (
     Manifest,
 )
 from rayloom.artifacts.opening import Artifact, ListedArtifact, list_artifacts, open_artifact
-from rayloom.artifacts.publishing import publish
+from rayloom.artifacts.publishing import Publication, publish, publish_again
 from rayloom.artifacts.storage import cache_root, publish_folder
 
 __all__ = [
@@ -25,11 +25,13 @@ __all__ = [
     "Limits",
     "ListedArtifact",
     "Manifest",
+    "Publication",
     "cache_root",
     "code_version",
     "list_artifacts",
     "model_card",
     "open_artifact",
     "publish",
+    "publish_again",
     "publish_folder",
 ]

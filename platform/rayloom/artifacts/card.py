@@ -6,25 +6,30 @@ from typing import Any
 
 import yaml
 
+from rayloom.artifacts.hub import HubPlace
 from rayloom.artifacts.manifest import BASE_FOLDER, Manifest
 
 
-def model_card(manifest: Manifest, *, config_yaml: str, license_note: str = "") -> str:
+def model_card(
+    manifest: Manifest, *, config_yaml: str, place: HubPlace | None = None, license_id: str | None = None
+) -> str:
     """A model card in Markdown with YAML front matter.
 
     Args:
         manifest: The artifact's description.
         config_yaml: The run's resolved config.
-        license_note: What is known about the licence of weights and data.
+        place: Repository on the hub where the artifact will be; else it is in a folder.
+        license_id: Identifier of the licence of the weights, such as ``apache-2.0``.
     """
+    front = _front_matter(manifest) | ({"license": license_id} if license_id else {})
     parts = [
-        f"---\n{yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True)}---",
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {manifest.name}",
         _summary(manifest),
         "## Use with Rayloom",
-        _rayloom_snippet(manifest),
+        _rayloom_snippet(manifest, str(place) if place else "PATH/TO/THIS/FOLDER"),
         "## Use without Rayloom",
-        _stock_snippet(manifest),
+        _stock_snippet(manifest, place),
         "## Measured",
         _metrics(manifest),
         "## Limits",
@@ -32,7 +37,7 @@ def model_card(manifest: Manifest, *, config_yaml: str, license_note: str = "") 
         "## Where it comes from",
         _lineage(manifest),
         "## Licence",
-        license_note or "Not stated. The licences of the base model and of the training data apply.",
+        license_id or "Not stated. The licences of the base model and of the training data apply.",
         "## Training config",
         f"```yaml\n{config_yaml.strip()}\n```",
     ]
@@ -68,35 +73,46 @@ def _summary(manifest: Manifest) -> str:
     return text
 
 
-def _rayloom_snippet(manifest: Manifest) -> str:
+def _rayloom_snippet(manifest: Manifest, place: str) -> str:
     prompt = _example(manifest)
     return (
         f"```python\nfrom rayloom import TextGenerator\n\n"
-        f'generator = TextGenerator("PATH/TO/THIS/FOLDER")\nprint(generator.generate({prompt!r}))\n```\n\n'
-        "```bash\nrayloom serve PATH/TO/THIS/FOLDER\n```\n\n"
+        f'generator = TextGenerator("{place}")\nprint(generator.generate({prompt!r}))\n```\n\n'
+        f"```bash\nrayloom serve {place}\n```\n\n"
         "Rayloom applies the prompt template of `manifest.json` and, before it serves, replays "
         f"{len(manifest.golden)} golden prompts token by token."
     )
 
 
-def _stock_snippet(manifest: Manifest) -> str:
+def _stock_snippet(manifest: Manifest, place: HubPlace | None) -> str:
     kind = "AutoModelForSeq2SeqLM" if manifest.seq2seq else "AutoModelForCausalLM"
-    folder = "model" if manifest.kind == "full" else "adapter"
+    own = _quoted(place.repo, place.revision) if place else '"model"' if manifest.kind == "full" else '"adapter"'
     lines = [f"from transformers import {kind}, AutoTokenizer"]
     if manifest.kind == "full":
-        lines += ["", f'model = {kind}.from_pretrained("{folder}")']
+        lines += ["", f"model = {kind}.from_pretrained({own})"]
     else:
-        lines += ["from peft import PeftModel", "", *_base_lines(manifest, kind)]
-        lines += [f'model = PeftModel.from_pretrained(model, "{folder}")']
-    lines += [f'tokenizer = AutoTokenizer.from_pretrained("{folder}")']
+        lines += ["from peft import PeftModel", "", *_base_lines(manifest, kind, place)]
+        lines += [f"model = PeftModel.from_pretrained(model, {own})"]
+    lines += [f"tokenizer = AutoTokenizer.from_pretrained({own})"]
     note = "The model expects its prompts as the template in `manifest.json` renders them."
     return "```python\n" + "\n".join(lines) + "\n```\n\n" + note
 
 
-def _base_lines(manifest: Manifest, kind: str) -> list[str]:
+def _quoted(name: str, revision: str | None) -> str:
+    return f'"{name}"' + (f', revision="{revision}"' if revision else "")
+
+
+def _base_lines(manifest: Manifest, kind: str, place: HubPlace | None) -> list[str]:
     base = manifest.base
     if base is None or base.is_inside:
-        return [f'model = {kind}.from_pretrained("{BASE_FOLDER}")']
+        if place is None:
+            return [f'model = {kind}.from_pretrained("{BASE_FOLDER}")']
+        return [  # by the repository's name transformers would take the adapter at its top for the model
+            "from huggingface_hub import snapshot_download",
+            "",
+            f"folder = snapshot_download({_quoted(place.repo, place.revision)})",
+            f'model = {kind}.from_pretrained(f"{{folder}}/{BASE_FOLDER}")',
+        ]
     if base.name.startswith("package:"):
         package, _, file = base.name.removeprefix("package:").partition("/")
         module = package.replace("-", "_")
@@ -106,8 +122,7 @@ def _base_lines(manifest: Manifest, kind: str) -> list[str]:
             f'folder = pathlib.Path(importlib.util.find_spec("{module}").origin).parent',
             f'model = {kind}.from_pretrained(folder, gguf_file="{file}")',
         ]
-    revision = f', revision="{base.revision}"' if base.revision else ""
-    return [f'model = {kind}.from_pretrained("{base.name}"{revision})']
+    return [f"model = {kind}.from_pretrained({_quoted(base.name, base.revision)})"]
 
 
 def _example(manifest: Manifest) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from rayloom.config import GenerationConfig
+from rayloom.errors import ArtifactError
 
 FORMAT_VERSION = 1
 """Grows when an older Rayloom could no longer read an artifact rightly."""
@@ -101,3 +103,30 @@ class Manifest(_Entry):
             if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
                 raise ValueError(f"'{name}' leads out of the artifact")
         return files
+
+
+def parse_manifest(content: bytes, place: str) -> Manifest:
+    """A manifest from its file.
+
+    Args:
+        content: Of the file.
+        place: Of the artifact, for messages.
+
+    Raises:
+        ArtifactError: It is none, damaged, or of a newer format.
+    """
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise ArtifactError(f"{place}: {MANIFEST_FILE} is not valid JSON ({error}): publish it again") from None
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if not isinstance(version, int):
+        raise ArtifactError(f"{place} is no artifact: its {MANIFEST_FILE} has no format_version")
+    if version > FORMAT_VERSION:
+        raise ArtifactError(f"{place} has format {version}; this Rayloom reads up to {FORMAT_VERSION}: upgrade rayloom")
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"{place}: {MANIFEST_FILE}, '{key}': {first['msg']}: publish it again") from None

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-
-from pydantic import ValidationError
+from typing import Protocol
 
 from rayloom.artifacts import storage
+from rayloom.artifacts.hub import HubFiles, hub_place
 from rayloom.artifacts.manifest import (
     BASE_FOLDER,
     CONFIG_FILE,
-    FORMAT_VERSION,
     MANIFEST_FILE,
     WEIGHT_FOLDERS,
     Manifest,
+    parse_manifest,
 )
 from rayloom.errors import ArtifactError
 
@@ -64,16 +63,17 @@ def open_artifact(path: str | Path) -> Artifact:
     """Open an artifact and check every file's size and hash.
 
     Args:
-        path: Folder or fsspec URI. A remote artifact is downloaded once into the cache.
+        path: Folder, fsspec URI or ``hf://OWNER/NAME[@REVISION]``. A remote artifact is downloaded once into the cache.
 
     Raises:
         ArtifactError: No artifact, one of a newer format, or a damaged one.
+        HubError: The hub is needed and cannot be reached, or does not give it.
     """
     local = storage.local_path(path)
     if local is None:
         return _download(str(path))
     local = local.expanduser().absolute()
-    manifest = _parse(_read_local_manifest(local), str(local))
+    manifest = parse_manifest(_read_local_manifest(local), str(local))
     _verify(local, manifest)
     return Artifact(local, manifest)
 
@@ -96,7 +96,7 @@ def list_artifacts(root: str) -> list[ListedArtifact]:
         folder = str(PurePosixPath(str(name)).parent)
         location = folder if local is not None else str(filesystem.unstrip_protocol(folder))
         try:
-            found.append(ListedArtifact(location, _parse(filesystem.cat_file(name), location)))
+            found.append(ListedArtifact(location, parse_manifest(filesystem.cat_file(name), location)))
         except ArtifactError:
             continue
     return sorted(found, key=lambda artifact: artifact.manifest.created, reverse=True)
@@ -112,24 +112,6 @@ def _read_local_manifest(folder: Path) -> bytes:
             f"{folder} is no artifact: it has no {MANIFEST_FILE}. A checkpoint is for resuming; the artifact "
             "that a run makes of it lies in its 'artifact' folder"
         ) from None
-
-
-def _parse(content: bytes, place: str) -> Manifest:
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise ArtifactError(f"{place}: {MANIFEST_FILE} is not valid JSON ({error}): publish it again") from None
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if not isinstance(version, int):
-        raise ArtifactError(f"{place} is no artifact: its {MANIFEST_FILE} has no format_version")
-    if version > FORMAT_VERSION:
-        raise ArtifactError(f"{place} has format {version}; this Rayloom reads up to {FORMAT_VERSION}: upgrade rayloom")
-    try:
-        return Manifest.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"{place}: {MANIFEST_FILE}, '{key}': {first['msg']}: publish it again") from None
 
 
 def _verify(folder: Path, manifest: Manifest) -> None:
@@ -161,29 +143,55 @@ def _is_whole(folder: Path, manifest: Manifest) -> bool:
     return True
 
 
-def _download(uri: str) -> Artifact:
-    filesystem, root = storage.remote(uri)
-    try:
-        content = filesystem.cat_file(f"{root}/{MANIFEST_FILE}")
-    except FileNotFoundError:
-        raise ArtifactError(f"{uri} is no artifact: it has no {MANIFEST_FILE}") from None
-    except OSError as error:
-        raise ArtifactError(f"{uri} cannot be read: {error}") from error
-    manifest = _parse(content, uri)
+class _Files(Protocol):
+    """An artifact's files on another machine."""
 
-    def fetch(folder: Path) -> None:
+    def manifest(self) -> bytes:
+        """Its manifest."""
+
+    def fetch(self, manifest: Manifest, folder: Path) -> None:
+        """Download all other files."""
+
+
+class _StoredFiles:
+    """Files behind an fsspec URI."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._filesystem, self._root = storage.remote(uri)
+
+    def manifest(self) -> bytes:
+        try:
+            content: bytes = self._filesystem.cat_file(f"{self._root}/{MANIFEST_FILE}")
+        except FileNotFoundError:
+            raise ArtifactError(f"{self._uri} is no artifact: it has no {MANIFEST_FILE}") from None
+        except OSError as error:
+            raise ArtifactError(f"{self._uri} cannot be read: {error}") from error
+        return content
+
+    def fetch(self, manifest: Manifest, folder: Path) -> None:
         for name in manifest.files:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                filesystem.get_file(f"{root}/{name}", str(target))
+                self._filesystem.get_file(f"{self._root}/{name}", str(target))
             except OSError as error:
-                raise ArtifactError(f"{uri}: '{name}' cannot be downloaded: {error}") from error
+                raise ArtifactError(f"{self._uri}: '{name}' cannot be downloaded: {error}") from error
+
+
+def _download(uri: str) -> Artifact:
+    place = hub_place(uri)
+    files: _Files = HubFiles(place) if place else _StoredFiles(uri)
+    content = files.manifest()
+    manifest = parse_manifest(content, uri)
+
+    def build(folder: Path) -> None:
+        files.fetch(manifest, folder)
         _verify(folder, manifest)
         storage.write_durably(folder / MANIFEST_FILE, content)
 
     digest = hashlib.sha256(content).hexdigest()[:24]
     local = storage.cache_root() / "artifacts" / digest
     if not _is_whole(local, manifest):  # absent or damaged here: what was published may well be whole
-        storage.renew_folder(local, fetch, lambda: _is_whole(local, manifest))
+        storage.renew_folder(local, build, lambda: _is_whole(local, manifest))
     return Artifact(local, manifest)

@@ -21,6 +21,7 @@ from rayloom.cli.init import init
 from rayloom.cli.keys import keys_app
 from rayloom.cli.merge import merge
 from rayloom.cli.models import models_app
+from rayloom.cli.publish import publish
 from rayloom.cli.runs import runs_app
 from rayloom.cli.serve import serve
 from rayloom.cli.submit import submit
@@ -45,6 +46,7 @@ app.command()(compare)
 app.command()(generate)
 app.command()(serve)
 app.command()(merge)
+app.command()(publish)
 app.command()(submit)
 app.command()(demo)
 app.add_typer(sweep_app, name="sweep")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import (
@@ -15,9 +14,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from rayloom.artifacts.hub import is_reachable
 from rayloom.errors import HubError, ModelError
 
-_PROBE_TIMEOUT_S = 5.0
 _CONFIG_FILES = ["config.json"]
 _MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
@@ -50,15 +49,6 @@ def fetch(name: str, revision: str | None = None, *, config_only: bool = False) 
     if offline and not (Path(folder) / "config.json").is_file():
         raise _unreachable(name, revision)
     return Path(folder)
-
-
-def is_reachable() -> bool:
-    """Whether the hub answers at all. The hub's own client retries for half a minute per file."""
-    try:
-        httpx.head(constants.ENDPOINT, timeout=_PROBE_TIMEOUT_S)
-    except (httpx.HTTPError, OSError):
-        return False
-    return True
 
 
 _MEND = (

@@ -127,6 +127,12 @@ def find_folder(name: str, revision: str | None = None, *, config_only: bool = F
         return materialise_gguf(path.absolute())
     if path.is_dir():
         return _inside_artifact(path.absolute())
+    if "://" in name:
+        if revision is not None:
+            raise ModelError(
+                f"{name}: model.revision is for names on the hub; of an artifact there, add it: @{revision}"
+            )
+        return _model_of(open_artifact(name))
     if _looks_like_path(name):
         raise ModelError(f"model '{name}': no such folder")
     return hub.fetch(name, revision, config_only=config_only)
@@ -180,7 +186,10 @@ def _inside_artifact(folder: Path) -> Path:
     """A folder itself, or the model in it if it is an artifact."""
     if (folder / "config.json").is_file() or not (folder / "manifest.json").is_file():
         return folder
-    artifact = open_artifact(folder)
+    return _model_of(open_artifact(folder))
+
+
+def _model_of(artifact: Artifact) -> Path:
     return _merged(artifact) if artifact.manifest.kind == "adapter" else artifact.model_path
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from rayloom.artifacts import cache_root, publish_folder
+from rayloom.artifacts.hub import hub_place
 from rayloom.config import RunConfig, validate
 from rayloom.errors import ConfigError, TrainingError
 from rayloom.models import (
@@ -135,6 +136,8 @@ def start_source(start: Start, base: ModelSource, *, tokenizer: str | None = Non
 
 def _places(name: str) -> tuple[str, str | None] | None:
     """The run's place and the checkpoint's folder; None for a name that is something else."""
+    if hub_place(name) is not None:
+        return None  # there are artifacts only
     if "://" not in name:
         path = Path(name).expanduser()
         if not path.is_dir() or any((path / other).is_file() for other in _OTHERS):

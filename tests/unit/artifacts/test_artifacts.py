@@ -324,7 +324,7 @@ def front_matter(card: str) -> dict[str, object]:
 
 
 def test_card_of_a_full_model() -> None:
-    card = model_card(manifest(), config_yaml="model: {name: t5-small}", license_note="Apache-2.0")
+    card = model_card(manifest(), config_yaml="model: {name: t5-small}", license_id="apache-2.0")
     values = front_matter(card)
     assert values["library_name"] == "transformers"
     assert "base_model" not in values
@@ -333,9 +333,10 @@ def test_card_of_a_full_model() -> None:
         "| loss | 1.25 |",
         "d" * 64,
         "64 tokens",
-        "Apache",
+        "## Licence\n\napache-2.0",
     ):
         assert part in card
+    assert values["license"] == "apache-2.0"
 
 
 @pytest.mark.parametrize(
