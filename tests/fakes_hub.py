@@ -70,9 +70,17 @@ def fake_hub_app(hub: FakeHub) -> FastAPI:  # noqa: C901, PLR0915 - one route af
         answer: Response = await go_on(request)
         return answer
 
-    def found(owner: str, name: str, request: Request) -> FakeRepo | None:
+    def found(
+        request: Request, owner: str, name: str, revision: str
+    ) -> tuple[FakeRepo, str, None] | tuple[None, None, JSONResponse]:
+        """A repository, the commit that a revision names, and no problem; or the answer that tells of one."""
         repo = hub.repos.get(f"{owner}/{name}")
-        return repo if repo is not None and (request.state.knows or not repo.private) else None
+        if repo is None or (repo.private and not request.state.knows):
+            return None, None, _error(404, "RepoNotFound", "Repository not found")
+        digest = repo.branches.get(revision, revision)
+        if digest not in repo.commits:
+            return None, None, _error(404, "RevisionNotFound", "Invalid rev id")
+        return repo, digest, None
 
     @app.head("/")
     async def alive() -> Response:
@@ -98,12 +106,9 @@ def fake_hub_app(hub: FakeHub) -> FastAPI:  # noqa: C901, PLR0915 - one route af
     @app.get("/api/models/{owner}/{name}")
     @app.get("/api/models/{owner}/{name}/revision/{revision}")
     async def info(request: Request, owner: str, name: str, revision: str = "main") -> Any:
-        repo = found(owner, name, request)
-        if repo is None:
-            return _error(404, "RepoNotFound", "Repository not found")
-        digest = repo.branches.get(revision, revision)
-        if digest not in repo.commits:
-            return _error(404, "RevisionNotFound", "Invalid rev id")
+        repo, digest, problem = found(request, owner, name, revision)
+        if problem is not None:
+            return problem
         siblings = [{"rfilename": path} for path in repo.commits[digest]]
         return {"id": f"{owner}/{name}", "sha": digest, "private": repo.private, "siblings": siblings, "tags": []}
 
@@ -171,12 +176,9 @@ def fake_hub_app(hub: FakeHub) -> FastAPI:  # noqa: C901, PLR0915 - one route af
 
     @app.api_route("/{owner}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
     async def resolve(request: Request, owner: str, name: str, revision: str, path: str) -> Any:
-        repo = found(owner, name, request)
-        if repo is None:
-            return _error(404, "RepoNotFound", "Repository not found")
-        digest = repo.branches.get(revision, revision)
-        if digest not in repo.commits:
-            return _error(404, "RevisionNotFound", "Invalid rev id")
+        repo, digest, problem = found(request, owner, name, revision)
+        if problem is not None:
+            return problem
         content = repo.commits[digest].get(path)
         headers = {"X-Repo-Commit": digest, "Access-Control-Allow-Origin": "*"}
         if content is None:
