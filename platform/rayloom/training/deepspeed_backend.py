@@ -84,7 +84,7 @@ class DeepSpeedBackend:
             config=deepspeed_config(config, on_gpu=on_gpu, num_workers=distributed.world_size()),
         )
         self.module: TokenLoss = self._engine.module
-        if distributed.world_size() == 1 and config.distributed.stage == 1 and not self._offloads and self._is_half:
+        if not on_gpu and self._is_lone_half and config.distributed.stage == 1:
             spare_copies(self._engine.optimizer, bucket=_LONE_BUCKET)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -199,8 +199,8 @@ class DeepSpeedBackend:
         return self._config.distributed.offload != "none"
 
     @property
-    def _is_half(self) -> bool:
-        return self._config.training.precision != "fp32"
+    def _is_lone_half(self) -> bool:
+        return distributed.world_size() == 1 and self._config.training.precision != "fp32" and not self._offloads
 
     @property
     def _is_partial(self) -> bool:

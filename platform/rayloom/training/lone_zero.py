@@ -1,4 +1,4 @@
-"""ZeRO 1 on one process: gradients go into float32 at once, without the copies that partitions would need."""
+"""ZeRO 1 of one process on a CPU: gradients go into float32 at once, without the copies that partitions would need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def spare_copies(optimizer: Any, *, bucket: int) -> None:
     process there is one partition, and the first two copies only cost time. The values are the same.
 
     Args:
-        optimizer: A ``DeepSpeedZeroOptimizer`` of stage 1 in half precision, in a process group of one.
+        optimizer: A ``DeepSpeedZeroOptimizer`` of stage 1 in half precision on a CPU, in a group of one.
         bucket: Its ``reduce_bucket_size``: smaller gradients lie in a buffer that is used again, and must be copied.
     """
     copy = optimizer.copy_grads_in_partition
