@@ -1,4 +1,4 @@
-"""A hub on this machine that Hugging Face's own client talks to: what of its HTTP API an artifact's way needs."""
+"""A hub on this machine that Hugging Face's own client talks to: what of its HTTP API artifacts and datasets need."""
 
 from __future__ import annotations
 
@@ -67,6 +67,9 @@ def fake_hub_app(hub: FakeHub) -> FastAPI:  # noqa: C901, PLR0915 - one route af
         if token is None and request.method == "POST":  # where a blob goes to is a secret by itself
             return _error(401, "", "Invalid username or password.")
         request.state.knows = token is not None
+        # A dataset's repository is a model's under another address.
+        path = request.scope["path"].replace("/api/datasets/", "/api/models/", 1).removeprefix("/datasets")
+        request.scope["path"] = path
         answer: Response = await go_on(request)
         return answer
 
@@ -113,9 +116,16 @@ def fake_hub_app(hub: FakeHub) -> FastAPI:  # noqa: C901, PLR0915 - one route af
         return {"id": f"{owner}/{name}", "sha": digest, "private": repo.private, "siblings": siblings, "tags": []}
 
     @app.get("/api/models/{owner}/{name}/tree/{revision}")
-    async def tree(owner: str, name: str, revision: str) -> Any:
-        files = hub.repos[f"{owner}/{name}"].files(revision)
-        return [{"type": "file", "path": path, "size": len(what), "oid": "0" * 40} for path, what in files.items()]
+    @app.get("/api/models/{owner}/{name}/tree/{revision}/{folder:path}")
+    async def tree(owner: str, name: str, revision: str, folder: str = "", recursive: bool = False) -> Any:
+        files, start = hub.repos[f"{owner}/{name}"].files(revision), f"{folder}/" if folder else ""
+        below = {path.removeprefix(start): what for path, what in files.items() if path.startswith(start)}
+        here = {path: what for path, what in below.items() if recursive or "/" not in path}
+        folders = {path.partition("/")[0] for path in below if path not in here}
+        found = [{"type": "directory", "path": start + path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
+        return found + [
+            {"type": "file", "path": start + path, "size": len(what), "oid": "0" * 40} for path, what in here.items()
+        ]
 
     @app.post("/api/models/{owner}/{name}/branch/{branch}")
     async def branch(request: Request, owner: str, name: str, branch: str) -> Any:

@@ -71,8 +71,9 @@ class DatasetConfig(Section):
     machines train on a streamed corpus, they all have to see this folder, and the files."""
     streaming: bool | None = None
     """Read the files a stretch at a time and train from tokenised shards that are mapped from disk, so that the
-    corpus may be larger than memory; needs files other than JSON lists. Where not given: if the files have more
-    than 256 MiB. Plain text documents of over a million characters are then read in parts of that size."""
+    corpus may be larger than memory; needs files other than JSON lists. A dataset by name is copied into Parquet
+    files in cache_dir first. Where not given: if there are more than 256 MiB. Plain text documents of over a million
+    characters are then read in parts of that size."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -82,8 +83,6 @@ class DatasetConfig(Section):
             raise ValueError("validation_file and test_file go with train_file, not with name")
         if self.subset and not self.name:
             raise ValueError("subset goes with name, the dataset that it is of; a train_file has none")
-        if self.name and self.streaming:
-            raise ValueError("streaming reads files: give train_file instead of name")
         if self.prompt_template is not None and "{input}" not in self.prompt_template:
             raise ValueError("prompt_template must contain {input}")
         return self

@@ -16,6 +16,7 @@ from rayloom.artifacts import cache_root
 from rayloom.config import DatasetConfig
 from rayloom.data.blocks import BLOCK_BYTES, Reading
 from rayloom.data.columns import Columns
+from rayloom.data.exported import exported_files
 from rayloom.data.row_keys import SHARD_BLOCKS, RowKeys, collect_keys
 from rayloom.data.scanning import Scan, scan_file, write_whole
 from rayloom.data.shard_files import sha256_of
@@ -32,18 +33,19 @@ def split_corpus(dataset: DatasetConfig, columns: Columns, workers: Workers = th
     """Check and split the files of a run, holding a byte per row of them. The result is kept in the cache.
 
     Args:
-        dataset: Names the files.
+        dataset: Names the files, or a dataset, which is written to files first.
         columns: What is read.
         workers: Who reads the files.
 
     Raises:
-        DataError: As `rayloom.data.load_splits`.
+        DataError, HubError: As `rayloom.data.load_splits`.
     """
     reading = Reading(dataset.text_column, dataset.text_unit)
     root = cache_root(dataset.cache_dir).absolute() / "corpora"  # Ray tasks have other working folders
+    exported = root / "datasets"
+    paths = exported_files(dataset, exported, row_group_bytes=BLOCK_BYTES) if dataset.name else files_of(dataset)
     scans = {
-        split: scan_file(path, reading, memory=root / "scans", block_bytes=BLOCK_BYTES)
-        for split, path in files_of(dataset).items()
+        split: scan_file(path, reading, memory=root / "scans", block_bytes=BLOCK_BYTES) for split, path in paths.items()
     }
     shares = {"test": dataset.test_fraction, "validation": dataset.validation_fraction}
     splitting = _Splitting(

@@ -14,7 +14,7 @@ import numpy as np
 from rayloom.config import DatasetConfig
 from rayloom.data.columns import Columns
 from rayloom.data.corpus_splits import split_corpus
-from rayloom.data.hub import load_dataset_rows
+from rayloom.data.hub import load_dataset_rows, own_splits
 from rayloom.data.rows import Row, SourceRow
 from rayloom.data.sides import SPLITS
 from rayloom.data.sources import read_rows
@@ -22,7 +22,6 @@ from rayloom.data.streaming import Corpus, files_of, way_of
 from rayloom.data.work import Workers, this_process
 from rayloom.errors import DataError
 
-_ALIASES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",), "train": ("train",)}
 _BREAKS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), re.compile(r"\s+"))
 
 
@@ -104,11 +103,7 @@ def rows_digest(*splits: Sequence[Row]) -> str:
 def _given(dataset: DatasetConfig) -> dict[str, list[Row]]:
     """The splits that the config or the dataset names itself."""
     if dataset.name:
-        found = load_dataset_rows(dataset.name, dataset.subset)
-        given = {split: found[alias] for split in SPLITS for alias in reversed(_ALIASES[split]) if found.get(alias)}
-        if "train" not in given:
-            raise DataError(f"there is no split 'train'; there are: {', '.join(found) or 'none'}", file=dataset.name)
-        return given
+        return own_splits(load_dataset_rows(dataset.name, dataset.subset), dataset.name)
     return {
         split: read_rows(path, text_column=dataset.text_column, text_unit=dataset.text_unit)
         for split, path in files_of(dataset).items()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from rayloom.config import DatasetConfig
 from rayloom.data.blocks import Block, Reading, is_json_list, read_block
+from rayloom.data.hub import open_dataset, own_splits
 from rayloom.data.rows import Row
 from rayloom.data.scanning import Scan
 from rayloom.data.sides import SPLITS
@@ -36,20 +37,30 @@ class Way:
 
 
 def way_of(dataset: DatasetConfig) -> Way:
-    """Whether the rows of a run are streamed: as ``dataset.streaming`` says, else by the size of the files."""
-    if dataset.name:
-        return Way(False, "whole: datasets by name are read into memory")
+    """Whether the rows of a run are streamed: as ``dataset.streaming`` says, else by their size on disk.
+
+    Raises:
+        DataError: A dataset by name cannot be opened.
+        HubError: It has to come from the hub, which is out of reach.
+    """
     if dataset.streaming is not None:
         return Way(dataset.streaming, f"{'streamed' if dataset.streaming else 'whole'}: dataset.streaming says so")
     files = [Path(path) for path in files_of(dataset).values() if Path(path).is_file()]
-    size = sum(path.stat().st_size for path in files)
-    told = f"{size / _MIB:.0f} MiB of files, {{}} than {STREAMED_BYTES // _MIB} (dataset.streaming)"
+    size = _dataset_bytes(dataset) if dataset.name else sum(path.stat().st_size for path in files)
+    what = "rows" if dataset.name else "files"
+    told = f"{size / _MIB:.0f} MiB of {what}, {{}} than {STREAMED_BYTES // _MIB} (dataset.streaming)"
     if size <= STREAMED_BYTES:
         return Way(False, f"whole: {told.format('not more')}")
     lists = [path.name for path in files if path.suffix.lower() == ".json" and is_json_list(str(path))]
     if lists:
         return Way(False, f"whole: {lists[0]} is a JSON list; as JSON Lines it could be streamed")
     return Way(True, f"streamed: {told.format('more')}")
+
+
+def _dataset_bytes(dataset: DatasetConfig) -> int:
+    name = dataset.name or ""
+    splits = own_splits(open_dataset(name, dataset.subset), name)
+    return sum(int(rows.data.nbytes) for rows in splits.values())
 
 
 def files_of(dataset: DatasetConfig) -> dict[str, str]:

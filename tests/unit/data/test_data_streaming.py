@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def asked(numbers: list[int]) -> list[dict[str, Any]]:
     return [{"question": f" QUESTION  {n} "[place % 2 :], "answer": str(place)} for place, n in enumerate(numbers)]
+
+
+def save_dataset(folder: Path, **parts: list[int]) -> None:
+    import datasets
+
+    shutil.rmtree(folder, ignore_errors=True)
+    rows = {split: datasets.Dataset.from_list(asked(numbers)) for split, numbers in parts.items()}
+    datasets.DatasetDict(rows).save_to_disk(folder)
 
 
 def load(
@@ -93,6 +102,62 @@ def test_explicit_files_and_what_they_share(tmp_path: Path) -> None:
         assert isinstance(streamed, Splits)
         assert isinstance(known, Splits)
         assert streamed.warnings == known.warnings != ()
+
+
+@pytest.mark.parametrize("validation", ["validation", "dev", None])
+def test_datasets_by_name(tmp_path: Path, validation: str | None) -> None:
+    rng = random.Random(validation)
+    parts = {"train": [rng.randrange(60) for _ in range(90)], "test": [rng.randrange(60) for _ in range(20)]}
+    parts |= {validation: [rng.randrange(60) for _ in range(30)]} if validation else {}
+    save_dataset(tmp_path / "d", **parts)
+    values: dict[str, object] = {"name": str(tmp_path / "d")}
+    for more in ({}, {"max_train_rows": 20, "split_seed": 3}):
+        streamed, known = (load(tmp_path, streamed=way, **values, **more) for way in (True, False))
+        assert contents(streamed) == contents(known)
+        assert isinstance(streamed, Splits)
+        assert isinstance(known, Splits)
+        assert sorted(streamed.warnings) == sorted(known.warnings) != []
+    rows = streamed.train
+    assert isinstance(rows, StreamedRows)
+    assert len(rows.source.scan.blocks) > 5
+    assert Path(rows.source.scan.file).name == "train.parquet"
+
+
+def test_a_dataset_is_written_once_until_it_changes(tmp_path: Path) -> None:
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/corpora/datasets/*/*.parquet")}
+
+    values: dict[str, object] = {"name": str(tmp_path / "d")}
+    save_dataset(tmp_path / "d", train=list(range(50)))
+    first = load(tmp_path, **values)
+    written = files()
+    assert contents(load(tmp_path, **values)) == contents(first)
+    assert files() == written != {}
+    (path,) = written
+    path.rename(path.with_suffix(".part"))  # as an interrupted run leaves it
+    path.with_suffix(".part").write_bytes(b"PAR1 half")
+    assert contents(load(tmp_path, **values)) == contents(first)
+    save_dataset(tmp_path / "d", train=list(range(60)))
+    second = load(tmp_path, **values)
+    assert isinstance(second, Splits)
+    assert len(files()) == 2
+    assert sum(len(second.rows(split)) for split in SPLITS) == 60
+
+
+def test_a_dataset_that_cannot_be_streamed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    datasets.DatasetDict({"other": datasets.Dataset.from_list(asked([1]))}).save_to_disk(tmp_path / "e")
+    assert "no split 'train'; there are: other" in str(load(tmp_path, name=str(tmp_path / "e")))
+    save_dataset(tmp_path / "d", train=list(range(50)))
+    (tmp_path / "file").touch()
+    dataset = DatasetConfig(name=str(tmp_path / "d"), streaming=True, cache_dir=str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"set dataset\.cache_dir"):
+        load_splits(dataset, columns_for(dataset, "question-answering"))
+    asks = DatasetConfig(name=str(tmp_path / "d"))
+    assert not way_of(asks).streamed
+    monkeypatch.setattr(streaming, "STREAMED_BYTES", 100)
+    assert way_of(asks).streamed
 
 
 @pytest.mark.parametrize("task", ["language-modeling", "chat", "instruction"])
@@ -201,8 +266,6 @@ def test_the_way_is_chosen_by_size_and_said(tmp_path: Path, monkeypatch: pytest.
     as_list = way_of(DatasetConfig(train_file=str(tmp_path / "b.json")))
     assert not as_list.streamed
     assert "JSON Lines" in as_list.reason
-    with pytest.raises(ValueError, match="train_file instead of name"):
-        DatasetConfig(name="wikitext", streaming=True)
 
 
 def test_keys_that_two_runs_make_at_once_disturb_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
