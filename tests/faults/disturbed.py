@@ -33,10 +33,12 @@ class Cell:
     family: str
     stage: int | None
     packed: bool
+    compiled: bool = False
 
     def __str__(self) -> str:
         stage = "plain" if self.stage is None else f"zero{self.stage}"
-        return f"{self.family}-{stage}-{'packed' if self.packed else 'bucketed'}"
+        data = "packed" if self.packed else "bucketed"
+        return f"{self.family}-{stage}-{data}{'-compiled' if self.compiled else ''}"
 
     def overrides(self, folder: Path | str) -> list[str]:
         """The run's settings: two workers, accumulation, dropout, mid-epoch checkpoints, all of which are kept."""
@@ -52,6 +54,7 @@ class Cell:
             "training.eval_on_start=false",
             "training.save_total_limit=1000",
             f"training.packing={'true' if self.packed else 'false'}",
+            f"training.compile={'true' if self.compiled else 'false'}",
             f"distributed.zero_stage={'null' if self.stage is None else self.stage}",
             "distributed.max_failures=5",
             "dataset.max_train_rows=384",

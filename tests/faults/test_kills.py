@@ -15,6 +15,10 @@ CELLS = [
     for row, family in enumerate(FAMILIES)
     for column, stage in enumerate((None, 1, 2, 3))
 ]
+CELLS += [
+    Cell("llama_lora", None, packed=True, compiled=True),
+    Cell("gpt_neo", 1, packed=False, compiled=True),
+]
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)

@@ -59,6 +59,10 @@ class RunConfig(Section):
             raise ValueError(f"task_type '{self.model.task_type}' needs a causal model, not a seq2seq one")
         if self.model.task_type == "language-modeling" and self.training.metric_for_best != "loss":
             raise ValueError("language modelling has no references to compare with: metric_for_best must be 'loss'")
+        if self.training.compile and self.distributed.stage == 3:
+            raise ValueError(
+                "training.compile does not go with zero_stage 3, where layers fetch their weights: leave out one"
+            )
         return self
 
 

@@ -34,6 +34,9 @@ class Backend(Protocol):
     module: TokenLoss
     """The bare loss module; its ``model`` is the transformers or PEFT model."""
 
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """In what the module's forward pass is run."""
+
     def loss(self, batch: Batch) -> Tensor:
         """Summed loss of a batch without gradients (for validation)."""
 
@@ -85,16 +88,20 @@ class PlainBackend:
                 gradient_as_bucket_view=True,  # else every gradient is copied into its bucket, and back
             )
 
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """See `Backend.autocast`."""
+        return contextlib.nullcontext() if self._half is None else torch.autocast(self.device.type, self._half)
+
     def loss(self, batch: Batch) -> Tensor:
         """See `Backend.loss`."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.autocast():
             loss: Tensor = self.module(**batch)
         return loss
 
     def backward(self, batch: Batch, *, scale: float, is_last: bool) -> Tensor:
         """See `Backend.backward`."""
         with self._synchronised(is_last):
-            with self._autocast():
+            with self.autocast():
                 loss: Tensor = self._parallel(**batch)
             self._scaler.scale(weighted(loss, scale)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
@@ -169,9 +176,6 @@ class PlainBackend:
         """Trained weights in float32, which training goes on changing."""
         named = self.module.model.named_parameters()
         return {name: p.detach().float() for name, p in named if p.requires_grad}
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext() if self._half is None else torch.autocast(self.device.type, self._half)
 
     @contextlib.contextmanager
     def _synchronised(self, is_last: bool) -> Iterator[None]:

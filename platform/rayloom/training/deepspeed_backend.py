@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,10 @@ class DeepSpeedBackend:
         self.module: TokenLoss = self._engine.module
         if not on_gpu and self._is_lone_half and config.distributed.stage == 1:
             spare_copies(self._engine.optimizer, bucket=_LONE_BUCKET)
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """See `Backend.autocast`. Weights are in half precision themselves."""
+        return contextlib.nullcontext()
 
     def loss(self, batch: Batch) -> Tensor:
         """See `Backend.loss`."""

@@ -14,6 +14,7 @@ from rayloom.training import distributed
 from rayloom.training.backends import Backend
 from rayloom.training.batches import Batch
 from rayloom.training.checkpoint import Part, Progress, save_progress, save_rng
+from rayloom.training.compiled import compiled_layers
 from rayloom.training.fragile import keep_fragile_in_fp32
 from rayloom.training.job import Job
 from rayloom.training.meter import Meter
@@ -55,6 +56,7 @@ def train(job: Job, backend: Backend, reporter: Reporter, *, resume_from: Path |
     watch = FiniteWatch(backend.device, scaled=training.fp16, place=job.train.place)
     spikes = SpikeWatch(progress.trend)
     with (
+        compiled_layers(backend, job.pad_token_id, reporter, wanted=training.compile),
         StepProfiler(reporter, backend.device, wanted=training.profile and distributed.rank() == 0) as profiler,
         Feeder(job, backend.device, backend.module.packing) as feeder,
     ):
