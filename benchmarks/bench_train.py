@@ -11,6 +11,7 @@ Tables (--table, several may be named; all by default):
   4,000 rows, spread evenly over their lengths; padded steps are all alike, so one of them is a turn. Then on text in
   full blocks of 512 tokens, where there is nothing to save.
 * zero1: DeepSpeed at ZeRO 1 against the plain backend, in one process.
+* compile: layers compiled (training.compile) against layers as they are; compiling itself does not count.
 * workers: one worker and two over the same rows, each with as many a step, through Ray Train; beside them processes
   that exchange nothing, which is the most that the machine has to give.
 * checkpoint: `rayloom train` with GPT-Neo: by how much a save lengthens the steps after it, told for one save
@@ -29,13 +30,19 @@ import torch
 from measure import print_machine
 from rich.console import Console
 from train_runs import checkpoint_table, workers_table
-from train_tables import trainer_table, zero_table
+from train_tables import compile_table, trainer_table, zero_table
 from train_work import MODELS
 
 from rayloom.launch.heap import heap_environment
 from rayloom.training import keep_freed_memory
 
-TABLES = {"trainer": trainer_table, "zero1": zero_table, "workers": workers_table, "checkpoint": checkpoint_table}
+TABLES = {
+    "trainer": trainer_table,
+    "zero1": zero_table,
+    "compile": compile_table,
+    "workers": workers_table,
+    "checkpoint": checkpoint_table,
+}
 
 
 def main() -> None:
@@ -64,7 +71,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--table", nargs="+", choices=list(TABLES), default=list(TABLES), help="which tables (default: all)")
-    add("--model", nargs="+", choices=list(MODELS), default=list(MODELS), help="of trainer and zero1 (default: all)")
+    add(
+        "--model",
+        nargs="+",
+        choices=list(MODELS),
+        default=list(MODELS),
+        help="of trainer, zero1 and compile (default: all)",
+    )
     add("--rounds", type=int, default=3, help="turns of each side (default 3)")
     add("--steps", type=int, default=8, help="steps of a turn on question-answer rows (default 8)")
     add("--rows-per-step", type=int, default=8, help="rows of a step, per worker (default 8)")

@@ -7,6 +7,7 @@ import os
 import socket
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 from measure import print_model, print_verdict
 from rich.console import Console
@@ -20,9 +21,10 @@ from rayloom.launch.worker import build_backend
 Options = argparse.Namespace
 Turns = dict[str, list[Turn]]
 
-GROUPED_TARGET, PADDED_TARGET, BLOCK_TARGET, ZERO_TARGET = 1.5, 5.0, 1.0, 0.9
+GROUPED_TARGET, PADDED_TARGET, BLOCK_TARGET, ZERO_TARGET, COMPILED_TARGET = 1.5, 5.0, 1.0, 0.9, 1.0
 OURS, GROUPED, PADDED = "Rayloom, packed", "Trainer, group_by_length", f"Trainer, padded to {BLOCK}"
 PLAIN, ZERO = "plain PyTorch", "DeepSpeed, ZeRO 1"
+AS_IS, COMPILED = "layers as they are", "layers compiled"
 _BLOCK_ROWS = {"gpt_neo": 4, "smollm2": 2}
 _PADDED_STEPS = 1
 
@@ -68,6 +70,28 @@ def zero_table(console: Console, options: Options) -> None:
         show(console, turns, f"{model}: question-answer rows, {options.rows_per_step} a step, bf16")
         verdict(console, turns, ZERO, PLAIN, ZERO_TARGET)
         console.print()
+
+
+def compile_table(console: Console, options: Options) -> None:
+    """Compiled layers against layers as they are, on short rows and on long blocks."""
+    for model in options.model:
+        size = _BLOCK_ROWS[model]
+        short = answers(model, batch_size=options.rows_per_step, steps=options.steps)
+        print_model(console, short.prepared)
+        long = blocks(model, batch_size=size, steps=max(1, options.steps // 4))
+        titles = (f"question-answer rows, {options.rows_per_step} a step", f"blocks of {BLOCK} tokens, {size} a step")
+        for work, title in zip((short, long), titles, strict=True):
+            turns = take_turns([rayloom_side(work, AS_IS), rayloom_side(compiled(work), COMPILED)], options.rounds)
+            show(console, turns, f"{model}: {title}, bf16")
+            verdict(console, turns, COMPILED, AS_IS, COMPILED_TARGET)
+            console.print()
+
+
+def compiled(work: Work) -> Work:
+    """The same run with compiled layers."""
+    config = work.prepared.config
+    training = config.training.model_copy(update={"compile": True})
+    return replace(work, prepared=replace(work.prepared, config=config.model_copy(update={"training": training})))
 
 
 def zero_side(work: Work, config: RunConfig) -> Side:

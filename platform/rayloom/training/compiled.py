@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rayloom.artifacts import cache_root
@@ -21,13 +22,16 @@ from rayloom.errors import TrainingError
 from rayloom.training import distributed
 from rayloom.training.backends import Backend
 from rayloom.training.batches import Batch, to_device
+from rayloom.training.job import Job
 from rayloom.training.records import Reporter
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _LENGTH = 61
 """Tokens of a made-up sequence: a prime, so that kernels do not take lengths for multiples of something."""
-_SHAPES = ((37, 24, 61, 61), (61, 61, 61), (37, 24), (61,))
-"""Lengths of the rows of made-up batches: one and more sequences, packed of several rows or not, padded or not."""
+_SHAPES = ((0.6, 0.3, 1, 1), (1, 1, 1), (0.6, 0.3), (1,))
+"""Rows of made-up batches, in parts of that: one and more sequences, packed of several rows or not, padded or not."""
+_FULL = ((0.5, 0.5, 1), (1, 1), (0.5, 0.5), (1,))
+"""The same for sequences of as many tokens as the model takes, which its code may treat in another way."""
 _PER_TARGET = 3
 """Input tokens per target token of made-up rows of encoder-decoders."""
 _VARIANTS = 64
@@ -35,49 +39,57 @@ _VARIANTS = 64
 
 
 @contextlib.contextmanager
-def compiled_layers(backend: Backend, pad_token_id: int, reporter: Reporter, *, wanted: bool) -> Iterator[None]:
-    """Let the model's layers be compiled inside, if that is wanted. Validation runs them as they are.
+def compiled_layers(job: Job, backend: Backend, reporter: Reporter) -> Iterator[None]:
+    """Let the model's layers be compiled inside, if ``training.compile`` says so. Validation runs them as they are.
 
     Args:
-        backend: Has the model, whose `packing` is set if its batches are packed.
-        pad_token_id: Fills up rows.
+        job: What is trained on.
+        backend: Has the model; `enable_packing` has seen it.
         reporter: Is told what is going on, for it takes up to some minutes on a machine's first time.
-        wanted: ``training.compile``.
 
     Raises:
         TrainingError: The layers cannot be compiled here.
     """
-    if not wanted:
+    if not job.config.training.compile:
         yield
         return
+    layers = _layers(backend)
     start = time.perf_counter()
     _tell(reporter, "compiling the layers: up to some minutes, unless they are in the cache")
-    _compile(backend, pad_token_id)
-    _tell(reporter, f"compiled the layers in {time.perf_counter() - start:.0f} s")
     reorder_kernels: Callable[[bool], None] = vars(torch._C._dynamo.eval_frame)["_set_lru_cache"]
     reorder_kernels(False)  # where two kernels fit a shape, the first one is taken, not the one used last
     try:
-        with torch.compiler.set_stance("eager_on_recompile"):
-            yield
+        with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+            _compile(job, backend, layers)
+            _tell(reporter, f"compiled the layers in {time.perf_counter() - start:.0f} s")
+            with torch.compiler.set_stance("eager_on_recompile"):
+                yield
     finally:
         reorder_kernels(True)
+        for layer in layers:
+            layer._compiled_call_impl = None
 
 
-def _compile(backend: Backend, pad_token_id: int) -> None:
-    layers = [module for module in backend.module.modules() if isinstance(module, GradientCheckpointingLayer)]
+def _layers(backend: Backend) -> list[nn.Module]:
+    layers: list[nn.Module] = [
+        part for part in backend.module.modules() if isinstance(part, GradientCheckpointingLayer)
+    ]
     if not layers:
         kind = backend.module.hf_config.model_type
         raise TrainingError(f"models of type '{kind}' have no layers that can be compiled: set training.compile: false")
+    return layers
+
+
+def _compile(job: Job, backend: Backend, layers: list[nn.Module]) -> None:
     for layer in layers:
-        if layer._compiled_call_impl is None:
-            layer.compile(dynamic=True)
+        layer.compile(dynamic=True)
     module, trained = backend.module, [p for p in backend.module.parameters() if p.requires_grad]
     was_training = module.training
     module.train()
     devices = [backend.device] if backend.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), _own_cache(), torch._dynamo.config.patch(recompile_limit=_VARIANTS):
-            for batch in _made_up(backend, pad_token_id):
+        with torch.random.fork_rng(devices), _own_cache():
+            for batch in _made_up(job, backend):
                 with backend.autocast():
                     loss = module(**batch)
                 torch.autograd.grad(loss, trained, allow_unused=True)  # of no use; leaves parameters' own as they are
@@ -90,16 +102,20 @@ def _compile(backend: Backend, pad_token_id: int) -> None:
         module.train(was_training)
 
 
-def _made_up(backend: Backend, pad_token_id: int) -> Iterator[Batch]:
+def _made_up(job: Job, backend: Backend) -> Iterator[Batch]:
     """Batches of all kinds that training has, of constant shapes."""
-    module = backend.module
-    longest = min(_LENGTH, getattr(module.hf_config, "max_position_embeddings", None) or _LENGTH)
-    packing = module.packing and Packing(longest, flat=module.packing.flat)
-    for lengths in _SHAPES:
-        rows = [_row(min(length, longest), seq2seq=module.seq2seq) for length in lengths]
-        dataset = EncodedDataset.from_examples(rows, seq2seq=module.seq2seq)
-        micro = MicroBatch(tuple(range(len(rows))))
-        yield to_device(dataset, micro, pad_token_id=pad_token_id, device=backend.device, packing=packing)
+    module, limit = backend.module, getattr(backend.module.hf_config, "max_position_embeddings", None)
+    longest = max(int(job.lengths.max()), job.config.training.packing_length or 0)
+    kinds = [(min(_LENGTH, limit or _LENGTH), _SHAPES)] + ([(limit, _FULL)] if longest == limit else [])
+    for width, shapes in kinds:
+        for shares in shapes:
+            sizes = [max(1, int(share * width)) for share in shares]
+            rows = EncodedDataset.from_examples(
+                [_row(size, seq2seq=module.seq2seq) for size in sizes], seq2seq=module.seq2seq
+            )
+            packing = module.packing and Packing(width, flat=module.packing.flat)
+            micro = MicroBatch(tuple(range(len(rows))))
+            yield to_device(rows, micro, pad_token_id=job.pad_token_id, device=backend.device, packing=packing)
 
 
 def _row(length: int, *, seq2seq: bool) -> Example:

@@ -52,14 +52,14 @@ def train(job: Job, backend: Backend, reporter: Reporter, *, resume_from: Path |
     enable_packing(backend, training, job.train, job.pad_token_id)
     if training.eval_on_start and progress.step == 0:
         _evaluate(job, backend, reporter, progress)
-    meter = Meter(backend.device, total, start=progress)
     watch = FiniteWatch(backend.device, scaled=training.fp16, place=job.train.place)
     spikes = SpikeWatch(progress.trend)
     with (
-        compiled_layers(backend, job.pad_token_id, reporter, wanted=training.compile),
+        compiled_layers(job, backend, reporter),
         StepProfiler(reporter, backend.device, wanted=training.profile and distributed.rank() == 0) as profiler,
         Feeder(job, backend.device, backend.module.packing) as feeder,
     ):
+        meter = Meter(backend.device, total, start=progress)
         while progress.step < total and not progress.selection.exhausted(training):
             plan = job.plan(progress.epoch)
             for batch, tensors in feeder.steps(plan[progress.batch :]):

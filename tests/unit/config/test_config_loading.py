@@ -150,6 +150,7 @@ def test_a_wrong_key_or_value_is_named_with_its_line(
         ("distributed: {offload: cpu}", "distributed.offload", "needs zero_stage"),
         ("distributed: {offload: nvme, nvme_path: /n, zero_stage: 2}", "distributed.offload", "zero_stage 3"),
         ("distributed: {zero_stage: 3, offload: nvme}", "distributed.offload", "go together"),
+        ("training: {compile: true}\ndistributed: {zero_stage: 3}", "training", "does not go with zero_stage 3"),
         ("distributed: {zero_stage: 3, nvme_path: /n}", "distributed.nvme_path", "go together"),
         ("generation: {temperature: 0.7}", "generation.temperature", "do_sample"),
         ("generation: {num_return_sequences: 2}", "generation.num_return_sequences", "greedy"),

@@ -13,13 +13,15 @@ import torch
 
 from rayloom.data import MicroBatch, Packing
 from rayloom.errors import TrainingError
-from rayloom.training import PlainBackend, TokenLoss
+from rayloom.training import Job, PlainBackend, TokenLoss
 from rayloom.training.batches import to_device
 from rayloom.training.compiled import compiled_layers
 from tests.fakes import random_examples, run_config, tiny_model
 
 CPU = torch.device("cpu")
 ROWS, BATCHES = 60, 40
+LONGEST = 64
+"""Tokens that a tiny model takes."""
 CASES = [
     ("gpt_neo", True, "fp32", 0.0),
     *[
@@ -41,23 +43,26 @@ class Notes(list):
 
 
 def made(family, *, packed, precision, dropout=0.0):
-    config = run_config(training={"packing": packed, precision: True} if precision != "fp32" else {"packing": packed})
+    """A run on short rows; packed ones fill up all that the model takes."""
+    training = {"compile": True} | ({precision: True} if precision != "fp32" else {})
+    training |= {"packing": True, "packing_length": LONGEST} if packed else {}
     module = TokenLoss(tiny_model(family, dropout=dropout), seq2seq=family == "t5")
-    module.packing = Packing() if packed else None
-    return PlainBackend(module.train(), config, CPU)
+    module.packing = Packing(LONGEST) if packed else None
+    rows = random_examples(ROWS, seq2seq=module.seq2seq, seed=0)
+    job = Job(run_config(training=training), rows, rows, 0)
+    return job, PlainBackend(module.train(), job.config, CPU)
 
 
-def gradients(backend, order):
+def gradients(job, backend, order):
     """Of batches of one to nine rows, by their numbers: the loss and a vector, with each batch's own dropout."""
     module = backend.module
-    rows = random_examples(ROWS, seq2seq=module.seq2seq, seed=0)
     drawn = random.Random(0)
     batches = [tuple(drawn.sample(range(ROWS), drawn.randint(1, 9))) for _ in range(BATCHES)]
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     found = {}
     for number in order:
         micro = MicroBatch(batches[number])
-        batch = to_device(rows, micro, pad_token_id=0, device=CPU, packing=module.packing)
+        batch = to_device(job.train, micro, pad_token_id=0, device=CPU, packing=module.packing)
         torch.manual_seed(number)
         with backend.autocast():
             loss = module(**batch)
@@ -74,14 +79,14 @@ def compiled_gradients(seed, case, cache):
     torch.set_num_threads(1)
     family, packed, precision, dropout = case
     order = random.Random(seed).sample(range(BATCHES), BATCHES)
-    plain = gradients(made(family, packed=packed, precision=precision), order)
-    backend, notes = made(family, packed=packed, precision=precision, dropout=dropout), Notes()
+    plain = gradients(*made(family, packed=packed, precision=precision), order)
+    (job, backend), notes = made(family, packed=packed, precision=precision, dropout=dropout), Notes()
     state = torch.get_rng_state()
-    with compiled_layers(backend, 0, notes, wanted=True):
+    with compiled_layers(job, backend, notes):
         assert torch.equal(torch.get_rng_state(), state)
         assert all(parameter.grad is None for parameter in backend.module.parameters())
         before = counters["stats"]["unique_graphs"]
-        found = gradients(backend, order)
+        found = gradients(job, backend, order)
         after = counters["stats"]["unique_graphs"]
     assert notes[-1].startswith("compiled the layers in")
     apart = max(float((found[each] - plain[each]).norm() / plain[each].norm()) for each in order)
@@ -108,11 +113,11 @@ def complaints(cache):
     """In a process of its own: without a compiler, and of a model that has no layers."""
     os.environ["RAYLOOM_CACHE"] = cache
     torch._inductor.config.cpp.cxx = (f"{cache}/no-compiler",)
-    told, backend = [], made("gpt_neo", packed=False, precision="fp32")
+    told, (job, backend) = [], made("gpt_neo", packed=False, precision="fp32")
     for model in (backend.module.model, torch.nn.Linear(2, 2)):
         backend.module.model = model
         try:
-            with compiled_layers(backend, 0, Notes(), wanted=True):
+            with compiled_layers(job, backend, Notes()):
                 told.append("compiled")
         except TrainingError as error:
             told.append(str(error))
